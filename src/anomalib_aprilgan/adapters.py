@@ -1,0 +1,227 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The linear adapters, one per stage, and the files they are kept in (arXiv 2305.17382, section 3.2)."""
+
+import json
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+__all__ = ["AdapterOrigin", "StageAdapters", "read_adapters", "write_adapters"]
+
+OFFICIAL_KEY = "trainable_linearlayer"
+"""Where the authors' checkpoints keep their weights."""
+METADATA_KEY = "anomalib_aprilgan"
+
+
+@dataclass(frozen=True)
+class AdapterOrigin:
+    """What adapters belong to. Fields that a file does not tell are ``None``.
+
+    Attributes:
+        backbone: open_clip architecture.
+        pretrained: Tag or path of the CLIP weights.
+        fingerprint: Digest of the CLIP weights.
+        quick_gelu: Whether CLIP ran with QuickGELU.
+        image_size: Height and width in pixels of the training images.
+        layers: Stages, counted from 1.
+        trained_on: Data sets and categories that the adapters have seen.
+    """
+
+    backbone: str | None = None
+    pretrained: str | None = None
+    fingerprint: str | None = None
+    quick_gelu: bool | None = None
+    image_size: int | None = None
+    layers: tuple[int, ...] | None = None
+    trained_on: tuple[str, ...] = field(default=())
+
+    def conflicts_with(self, model: "AdapterOrigin") -> list[str]:
+        """Name what keeps the adapters from fitting a model.
+
+        The image size may differ: an adapter works on each token by itself.
+
+        Args:
+            model: What the model is, every field told.
+
+        Returns:
+            One phrase per conflict, with both sides; empty if the adapters fit.
+        """
+        conflicts = [
+            f"{name} {theirs!r} against the model's {ours!r}"
+            for name in ("backbone", "quick_gelu", "layers")
+            if (theirs := getattr(self, name)) is not None and theirs != (ours := getattr(model, name))
+        ]
+        if self.fingerprint is not None and model.fingerprint is not None:
+            if self.fingerprint != model.fingerprint and not conflicts:
+                conflicts.append(
+                    f"other CLIP weights (pretrained={self.pretrained!r}, digest {self.fingerprint}) than the model's "
+                    f"(pretrained={model.pretrained!r}, digest {model.fingerprint})",
+                )
+        elif self.pretrained is not None and not _is_same_tag(self.pretrained, model.pretrained):
+            conflicts.append(f"pretrained {self.pretrained!r} against the model's {model.pretrained!r}")
+        return conflicts
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain data."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "AdapterOrigin":
+        """Restore what :meth:`to_dict` returned; unknown fields are passed over."""
+        known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+
+
+def _is_same_tag(theirs: str, ours: str | None) -> bool:
+    """Compare tags; a path says nothing about which weights it holds."""
+    return ours is not None and (theirs == ours or Path(ours).suffix != "" or Path(theirs).suffix != "")
+
+
+class StageAdapters(nn.Module):
+    """Linear layers that map patch tokens into CLIP's joint space, one per stage.
+
+    Args:
+        num_stages: Number of stages.
+        width: Dimensions of a patch token.
+        embed_dim: Dimensions ``D`` of the joint space.
+    """
+
+    def __init__(self, num_stages: int, width: int, embed_dim: int) -> None:
+        super().__init__()
+        self.fc = nn.ModuleList(nn.Linear(width, embed_dim) for _ in range(num_stages))  # named as in the authors' files
+
+    def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        """Adapt each stage's tokens.
+
+        Args:
+            tokens: Per stage, raw patch tokens of shape ``(N, P, width)``.
+
+        Returns:
+            Per stage, tokens of length 1, shape ``(N, P, D)``.
+        """
+        return [
+            normalize(adapter(stage.to(adapter.weight.dtype)), dim=-1)
+            for adapter, stage in zip(self.fc, tokens, strict=True)
+        ]
+
+
+def read_adapters(path: str | Path) -> tuple[dict[str, Tensor], AdapterOrigin]:
+    """Read adapters from a file: ours, a Lightning checkpoint of ``AprilGan``, or one of the authors' ``.pth``.
+
+    No code that a file may hold is run.
+
+    Args:
+        path: The file.
+
+    Returns:
+        A state dict for :class:`StageAdapters`, and what the adapters belong to.
+
+    Raises:
+        ValueError: If the file is missing, damaged, wants to run code, or holds no adapters.
+    """
+    path = Path(path)
+    if not path.is_file():
+        msg = (
+            f"Expected argument `adapter` to be 'visa', 'mvtec', None or the path of an adapter file, but got "
+            f"{str(path)!r}, which is no existing file."
+        )
+        raise ValueError(msg)
+    try:
+        content, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    except pickle.UnpicklingError as error:
+        msg = (
+            f"The adapter file {path} holds more than tensors and plain data and would run code when loaded, so it was "
+            "not. Get the file from a source that you trust, as safetensors or as a weights-only checkpoint."
+        )
+        raise ValueError(msg) from error
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        msg = f"Could not read adapters from {path}: {type(error).__name__}: {error}. Fetch or write the file again."
+        raise ValueError(msg) from error
+    origin = AdapterOrigin.from_dict(metadata)
+    if origin.layers is not None and len(origin.layers) != len(content) // 2:
+        msg = f"The adapter file {path} announces stages {origin.layers} but holds {len(content) // 2} adapters."
+        raise ValueError(msg)
+    return content, origin
+
+
+def write_adapters(path: str | Path, weights: Mapping[str, Tensor], origin: AdapterOrigin) -> Path:
+    """Write adapters to a safetensors file. An existing file is replaced once the new one is complete.
+
+    Args:
+        path: The file; its suffix must be ``.safetensors``.
+        weights: State dict of :class:`StageAdapters`.
+        origin: What the adapters belong to.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If the suffix is another one.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        msg = f"Expected argument `path` to end in '.safetensors', but got {str(path)!r}."
+        raise ValueError(msg)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+        save_file(plain, unfinished, metadata={METADATA_KEY: json.dumps(origin.to_dict())})
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with safe_open(path, framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    return _only_adapters(weights), metadata
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, Mapping):
+        msg = f"expected a dict, but it holds {type(content).__name__}"
+        raise TypeError(msg)
+    if OFFICIAL_KEY in content:
+        # The authors' code runs GELU, whatever CLIP was trained with.
+        return _only_adapters(content[OFFICIAL_KEY]), replace(AdapterOrigin(), quick_gelu=False).to_dict()
+    state = content.get("state_dict", content)
+    metadata: dict[str, Any] = {}
+    for name, value in state.items():
+        if str(name).endswith("_extra_state") and isinstance(value, Mapping):
+            metadata = dict(value.get("origin", {}))
+    prefixes = ("model.adapters.", "adapters.", "")
+    prefix = next(prefix for prefix in prefixes if prefix == "" or f"{prefix}fc.0.weight" in state)
+    stripped = {str(name).removeprefix(prefix): value for name, value in state.items() if str(name).startswith(prefix)}
+    return _only_adapters(stripped), metadata
+
+
+def _only_adapters(weights: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Make sure of the names ``fc.K.weight`` and ``fc.K.bias`` and of their shapes; pass over whatever else there is."""
+    adapters: dict[str, Tensor] = {}
+    while (weight := weights.get(f"fc.{len(adapters) // 2}.weight")) is not None:
+        number = len(adapters) // 2
+        bias = weights.get(f"fc.{number}.bias")
+        if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or bias.shape != weight.shape[:1]:
+            msg = f"adapter {number} has no weight of shape (D, width) with a bias of shape (D,)"
+            raise ValueError(msg)
+        adapters |= {f"fc.{number}.weight": weight.float(), f"fc.{number}.bias": bias.float()}
+    if not adapters:
+        names = ", ".join(map(str, list(weights)[:4])) or "nothing"
+        msg = f"expected weights named fc.0.weight, fc.0.bias, ..., but it holds {names}"
+        raise ValueError(msg)
+    return adapters

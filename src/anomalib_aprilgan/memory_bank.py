@@ -1,0 +1,69 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A stage's memory bank: the patch tokens of the normal reference images (arXiv 2305.17382, section 3.3)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+__all__ = ["MemoryBank"]
+
+
+class MemoryBank(nn.Module):
+    """Keeps reference tokens and measures how far other tokens are from the nearest of them.
+
+    The tokens are a persistent buffer: they are saved, moved and restored with the module, whatever their number.
+
+    Args:
+        width: Dimensions of a token.
+
+    Attributes:
+        tokens: Reference tokens of length 1, shape ``(M, width)``; ``M`` is 0 while the bank is empty.
+    """
+
+    CHUNK = 4096
+    """Reference tokens that are compared at once, which bounds the memory of a large bank."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("tokens", torch.empty(0, width))
+        self.tokens: Tensor
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def store(self, tokens: Tensor) -> None:
+        """Replace the bank's content.
+
+        Args:
+            tokens: Raw patch tokens of the reference images, shape ``(K, P, width)``.
+        """
+        self.tokens = normalize(tokens.flatten(0, 1).to(self.tokens), dim=-1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Measure cosine distances to the nearest reference token.
+
+        Args:
+            tokens: Raw patch tokens of the queried images, shape ``(N, P, width)``.
+
+        Returns:
+            ``1 - max cosine similarity`` per patch, shape ``(N, P)`` in [0, 2].
+
+        Raises:
+            RuntimeError: If the bank is empty.
+        """
+        if not len(self):
+            msg = "The memory bank is empty. Call `setup` with reference images before asking for distances."
+            raise RuntimeError(msg)
+        queries = normalize(tokens.to(self.tokens.dtype), dim=-1)
+        nearest = [(queries @ chunk.T).amax(dim=-1) for chunk in self.tokens.split(self.CHUNK)]
+        return (1 - torch.stack(nearest).amax(dim=0)).clamp(min=0)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
+        stored = state_dict.get(prefix + "tokens")
+        if isinstance(stored, Tensor) and stored.shape[1:] == self.tokens.shape[1:]:
+            self.tokens = self.tokens.new_empty(stored.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)

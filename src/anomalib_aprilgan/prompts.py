@@ -1,0 +1,95 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The prompt ensemble: what CLIP's text tower is asked (arXiv 2305.17382, section 3.1).
+
+The published adapters were trained with exactly these words in this order.
+"""
+
+__all__ = ["ABNORMAL_STATES", "NORMAL_STATES", "TEMPLATES", "prompt_ensemble"]
+
+NORMAL_STATES = (
+    "{}",
+    "flawless {}",
+    "perfect {}",
+    "unblemished {}",
+    "{} without flaw",
+    "{} without defect",
+    "{} without damage",
+)
+
+ABNORMAL_STATES = (
+    "damaged {}",
+    "broken {}",
+    "{} with flaw",
+    "{} with defect",
+    "{} with damage",
+)
+
+TEMPLATES = (
+    "a bad photo of a {}.",
+    "a low resolution photo of the {}.",
+    "a bad photo of the {}.",
+    "a cropped photo of the {}.",
+    "a bright photo of a {}.",
+    "a dark photo of the {}.",
+    "a photo of my {}.",
+    "a photo of the cool {}.",
+    "a close-up photo of a {}.",
+    "a black and white photo of the {}.",
+    "a bright photo of the {}.",
+    "a cropped photo of a {}.",
+    "a jpeg corrupted photo of a {}.",
+    "a blurry photo of the {}.",
+    "a photo of the {}.",
+    "a good photo of the {}.",
+    "a photo of one {}.",
+    "a close-up photo of the {}.",
+    "a photo of a {}.",
+    "a low resolution photo of a {}.",
+    "a photo of a large {}.",
+    "a blurry photo of a {}.",
+    "a jpeg corrupted photo of the {}.",
+    "a good photo of a {}.",
+    "a photo of the small {}.",
+    "a photo of the large {}.",
+    "a black and white photo of a {}.",
+    "a dark photo of a {}.",
+    "a photo of a cool {}.",
+    "a photo of a small {}.",
+    "there is a {} in the scene.",
+    "there is the {} in the scene.",
+    "this is a {} in the scene.",
+    "this is the {} in the scene.",
+    "this is one {} in the scene.",
+)
+
+
+def prompt_ensemble(class_name: str) -> tuple[list[str], list[str]]:
+    """Return every sentence about a class in its normal and in its abnormal state.
+
+    Args:
+        class_name: Name of the object or surface, used as it is (``metal_nut`` stays ``metal_nut``).
+
+    Returns:
+        The 7 x 35 sentences about the normal and the 5 x 35 about the abnormal state.
+
+    Raises:
+        ValueError: If the class name is empty.
+
+    Example:
+        >>> normal, abnormal = prompt_ensemble("bottle")
+        >>> len(normal), len(abnormal), normal[35]
+        (245, 175, 'a bad photo of a flawless bottle.')
+    """
+    if not isinstance(class_name, str) or not class_name.strip():
+        msg = (
+            f"Expected argument `class_name` to be a non-empty name such as 'bottle', but got {class_name!r}. "
+            "Pass class_name='object' if no name fits."
+        )
+        raise ValueError(msg)
+    normal, abnormal = (
+        [template.format(state.format(class_name)) for state in states for template in TEMPLATES]
+        for states in (NORMAL_STATES, ABNORMAL_STATES)
+    )
+    return normal, abnormal
