@@ -55,7 +55,7 @@ def load_plugins() -> None:
                 continue
             try:
                 plugin = entry_point.load()
-            except Exception as error:  # noqa: BLE001  # whatever is wrong with a plugin, anomalib must still import
+            except Exception as error:  # whatever is wrong with a plugin, anomalib must still import
                 warnings.warn(
                     f"anomalib plugin {entry_point.name!r} ({entry_point.value}) could not be loaded: "
                     f"{type(error).__name__}: {error}. Reinstall its package, or set {SWITCH}=0 to skip plugins.",

@@ -99,7 +99,9 @@ class StageAdapters(nn.Module):
 
     def __init__(self, num_stages: int, width: int, embed_dim: int) -> None:
         super().__init__()
-        self.fc = nn.ModuleList(nn.Linear(width, embed_dim) for _ in range(num_stages))  # named as in the authors' files
+        self.fc = nn.ModuleList(
+            nn.Linear(width, embed_dim) for _ in range(num_stages)
+        )  # named as in the authors' files
 
     def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         """Adapt each stage's tokens.

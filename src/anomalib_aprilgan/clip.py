@@ -121,7 +121,7 @@ class Clip(nn.Module):
         x = visual.ln_pre(visual.patch_dropout(x))
 
         tokens: dict[int, Tensor] = {}
-        for number, x in enumerate(_outputs_of_blocks(visual.transformer, x), start=1):  # noqa: B020, PLR1704
+        for number, x in enumerate(_outputs_of_blocks(visual.transformer, x), start=1):  # noqa: B020
             if number in stages:
                 tokens[number] = x[:, 1:]
 
@@ -149,7 +149,7 @@ class Clip(nn.Module):
                 return _encode_causal(tower, token_ids)
             return self.towers.encode_text(token_ids)  # type: ignore[no-any-return]
 
-    def train(self, mode: bool = True) -> "Clip":  # noqa: FBT001, FBT002  # the signature is torch's
+    def train(self, mode: bool = True) -> "Clip":  # the signature is torch's
         """Stay in evaluation mode, whatever is asked."""
         del mode
         return super().train(mode=False)
@@ -284,7 +284,9 @@ def _read_weights(path: Path) -> Weights:
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        msg = f"Expected {path} to hold the state dict of a CLIP (names and tensors), but it holds {_describe(content)}."
+        msg = (
+            f"Expected {path} to hold the state dict of a CLIP (names and tensors), but it holds {_describe(content)}."
+        )
         raise ValueError(msg)
     return {re.sub(r"^module\.", "", str(name)): value for name, value in content.items()}
 
@@ -372,7 +374,7 @@ def _encode_causal(tower: nn.Module, token_ids: Tensor) -> Tensor:
     length = int(end.max()) + 1
     x = tower.token_embedding(token_ids[:, :length])
     x = x + tower.positional_embedding[:length]
-    for x in _outputs_of_blocks(tower.transformer, x, tower.attn_mask[:length, :length]):  # noqa: B007, B020, PLR1704
+    for x in _outputs_of_blocks(tower.transformer, x, tower.attn_mask[:length, :length]):  # noqa: B007, B020
         pass
     x = tower.ln_final(x)[torch.arange(len(end), device=x.device), end]
     if isinstance(tower.text_projection, nn.Linear):

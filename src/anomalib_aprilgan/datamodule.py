@@ -1,0 +1,353 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the adapters are trained on: the labelled images of every category of auxiliary data sets (section 4.1).
+
+The paper (arXiv 2305.17382) trains on the test split of VisA for tests on MVTec AD, and the reverse: normal and
+abnormal images with masks, of classes that are never tested.
+"""
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pandas as pd
+import torch
+from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageBatch, ImageItem
+from anomalib.data.utils import LabelName
+from lightning.pytorch.utilities.types import EVAL_DATALOADERS
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+from torchvision.transforms.v2 import Transform
+from torchvision.transforms.v2 import functional as F  # noqa: N812  # torchvision's own custom
+from torchvision.tv_tensors import Image, Mask
+
+__all__ = ["AuxiliaryBatch", "AuxiliaryDataModule", "AuxiliaryDataset", "AuxiliaryItem", "Category", "mosaic"]
+
+logger = logging.getLogger(__name__)
+
+MOSAIC_TILES = 4
+
+
+@dataclass
+class AuxiliaryItem(ImageItem):
+    """An image that knows its class.
+
+    Attributes:
+        class_name: Name of the class, for the sentences.
+    """
+
+    class_name: str | None = None
+
+
+@dataclass
+class AuxiliaryBatch(ImageBatch):
+    """Images that know their classes.
+
+    Attributes:
+        class_name: Each image's class name.
+    """
+
+    item_class = AuxiliaryItem
+    class_name: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Category:
+    """The labelled images of one category.
+
+    Attributes:
+        source: Name of the datamodule.
+        class_name: Name of the category.
+        dataset: Its labelled images; they come as they are on disk.
+    """
+
+    source: str
+    class_name: str
+    dataset: AnomalibDataset
+
+
+class AuxiliaryDataset(AnomalibDataset):
+    """Labelled images of several categories, one after the other.
+
+    Args:
+        categories: The categories.
+        mosaic_probability: How often an image is replaced by a mosaic of its category, in [0, 1].
+        augmentations: Applied to image and mask together, after the mosaic.
+    """
+
+    def __init__(
+        self,
+        categories: Sequence[Category],
+        mosaic_probability: float = 0.0,
+        augmentations: Transform | None = None,
+    ) -> None:
+        super().__init__(augmentations=augmentations)
+        self.categories = tuple(categories)
+        self.mosaic_probability = mosaic_probability
+        frames = [
+            category.dataset.samples.assign(
+                class_name=category.class_name,
+                category_index=index,
+                index_in_category=range(len(category.dataset)),
+            )
+            for index, category in enumerate(self.categories)
+        ]
+        self.samples = pd.concat(frames, ignore_index=True)
+        self.samples.attrs["task"] = "segmentation"
+
+    def __getitem__(self, index: int) -> AuxiliaryItem:
+        """Return an image, or in its place a mosaic, with its mask and class name."""
+        row = self.samples.iloc[index]
+        category = self.categories[row.category_index]
+        item = category.dataset[int(row.index_in_category)]
+        if self.mosaic_probability and torch.rand(()) < self.mosaic_probability:
+            chosen = torch.randint(len(category.dataset), (MOSAIC_TILES,)).tolist()
+            image, mask = mosaic([category.dataset[number] for number in chosen])
+        else:
+            image, mask = Image(item.image), _mask_of(item)
+        if self.augmentations is not None:
+            image, mask = self.augmentations(image, mask)
+        return AuxiliaryItem(
+            image=image,
+            gt_mask=mask,
+            gt_label=torch.tensor(int(mask.any())),
+            image_path=item.image_path,
+            mask_path=item.mask_path or "",
+            class_name=category.class_name,
+        )
+
+    @property
+    def collate_fn(self) -> Any:  # noqa: ANN401  # the signature is anomalib's
+        """Collate items to an :class:`AuxiliaryBatch`."""
+        return AuxiliaryBatch.collate
+
+
+class AuxiliaryDataModule(AnomalibDataModule):
+    """The labelled images of every category of one or several anomalib datamodules, for training the adapters.
+
+    What counts as labelled is a datamodule's test split: normal and abnormal images with masks. Each image carries its
+    category's name into its own text features (a ``Folder`` has no categories; its name serves).
+
+    Args:
+        source: An image datamodule of anomalib with masks, or several of them. Its own category does not matter where
+            the data set has several.
+        categories: Which categories to train on. ``None``: all that there are.
+        mosaic_probability: How often a training image is replaced by a 2 x 2 mosaic of four random images of its
+            category, in [0, 1]. The paper takes 0.2 for MVTec AD and 0 for VisA.
+        validation: A datamodule to watch while training: its test split is validated on after each epoch, and tested
+            by ``train``. Its data are not trained on.
+        train_batch_size: Images per training step; the paper takes 8.
+        eval_batch_size: Images per validation step.
+        num_workers: Processes that load images.
+        train_augmentations: Applied to image and mask together, before they are resized.
+        seed: Seed of the order of images. ``None``: that of ``seed_everything``.
+
+    Raises:
+        ValueError: If an argument is out of its range, a category does not exist, or a source has no masks or no
+            anomalies.
+
+    Example:
+        >>> from anomalib.data import Visa
+        >>> datamodule = AuxiliaryDataModule(source=Visa(root="./datasets/visa"))
+    """
+
+    def __init__(
+        self,
+        source: AnomalibDataModule | list[AnomalibDataModule],
+        categories: list[str] | None = None,
+        mosaic_probability: float = 0.0,
+        validation: AnomalibDataModule | None = None,
+        train_batch_size: int = 8,
+        eval_batch_size: int = 8,
+        num_workers: int = 8,
+        train_augmentations: Transform | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            train_batch_size=train_batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            train_augmentations=train_augmentations,
+            seed=seed,
+        )
+        self.sources = list(source) if isinstance(source, list | tuple) else [source]
+        if not self.sources or not all(isinstance(one, AnomalibDataModule) for one in self.sources):
+            msg = f"Expected argument `source` to be one or several anomalib datamodules, but got {source!r}."
+            raise ValueError(msg)
+        if not 0 <= mosaic_probability <= 1:
+            msg = f"Expected argument `mosaic_probability` to lie in [0, 1], but got {mosaic_probability}."
+            raise ValueError(msg)
+        if categories is not None and (isinstance(categories, str) or not categories):
+            msg = f"Expected argument `categories` to be a list of names or None for all, but got {categories!r}."
+            raise ValueError(msg)
+        self.categories = categories
+        self.mosaic_probability = mosaic_probability
+        self.validation = validation
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """Each category that is trained on, as ``source/category``."""
+        return tuple(f"{category.source}/{category.class_name}" for category in self.train_data.categories)
+
+    def prepare_data(self) -> None:
+        """Let each datamodule download or convert its data."""
+        for datamodule in (*self.sources, *([self.validation] if self.validation else [])):
+            datamodule.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Collect the categories."""
+        if not hasattr(self, "train_data"):
+            self._setup(stage)
+        self._update_augmentations()
+
+    def _setup(self, _stage: str | None = None) -> None:
+        found = [category for source in self.sources for category in _categories_of(source, self.categories)]
+        self._require_categories(found)
+        if not any(category.dataset.has_anomalous for category in found):
+            names = ", ".join(type(source).__name__ for source in self.sources)
+            msg = (
+                f"Expected argument `source` to have abnormal images in its test split, but {names} has none. The adapters "
+                "learn from abnormal images with masks."
+            )
+            raise ValueError(msg)
+        self.train_data: AuxiliaryDataset = AuxiliaryDataset(found, self.mosaic_probability)
+        logger.info("Training on %d images of %d categories: %s", len(self.train_data), len(found), self.trained_on)
+        if self.validation is not None:
+            name = self.validation.category or self.validation.name
+            watched = AuxiliaryDataset([_load_category(self.validation, self.validation.category, name)])
+            self.val_data = watched
+            self.test_data = copy.copy(watched)
+
+    def _require_categories(self, found: Sequence[Category]) -> None:
+        """Make sure that every category that was asked for is there."""
+        missing = sorted(set(self.categories or ()) - {category.class_name for category in found})
+        if missing:
+            available = [name for source in self.sources for name in _category_names(source)]
+            msg = f"Expected argument `categories` to hold names from {available}, but got {missing}."
+            raise ValueError(msg)
+
+    def train_dataloader(self) -> DataLoader[AuxiliaryItem]:
+        """Return the training images, shuffled anew each epoch.
+
+        The order depends on the seed and the epoch alone: a resumed training sees the images that an uninterrupted one
+        would, and several processes together take the batches that a single one would.
+        """
+        trainer = self.trainer
+        sampler: DistributedSampler[AuxiliaryItem] = DistributedSampler(
+            cast("Any", self.train_data),
+            num_replicas=trainer.world_size if trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+            seed=self.seed if self.seed is not None else torch.initial_seed(),
+        )
+        return DataLoader(
+            dataset=cast("Any", self.train_data),
+            sampler=sampler,
+            batch_size=self.train_batch_size,
+            num_workers=self.num_workers,
+            collate_fn=self.external_collate_fn or self.train_data.collate_fn,
+        )
+
+    def val_dataloader(self) -> EVAL_DATALOADERS:
+        """Return the images of ``validation``; nothing if there is none."""
+        return super().val_dataloader() if self.validation is not None else []
+
+    def test_dataloader(self) -> EVAL_DATALOADERS:
+        """Return the images of ``validation``; nothing if there is none."""
+        return super().test_dataloader() if self.validation is not None else []
+
+
+def mosaic(items: Sequence[ImageItem]) -> tuple[Image, Mask]:
+    """Put four images and their masks together, two by two.
+
+    Args:
+        items: Four items in row-major order. They are brought to the size of the first.
+
+    Returns:
+        Image of shape ``(3, 2h, 2w)`` and mask of shape ``(2h, 2w)``.
+    """
+    height, width = items[0].image.shape[-2:]
+    images = [_to_size(Image(item.image), height, width) for item in items]
+    masks = [_to_size(_mask_of(item), height, width) for item in items]
+    image, mask = (
+        torch.cat([torch.cat(tiles[:2], dim=-1), torch.cat(tiles[2:], dim=-1)], dim=-2) for tiles in (images, masks)
+    )
+    return Image(image), Mask(mask)
+
+
+def _to_size(tile: Tensor, height: int, width: int) -> Tensor:
+    if tuple(tile.shape[-2:]) != (height, width):
+        tile = F.resize(tile, [height, width], antialias=True)
+    return tile.as_subclass(Tensor)
+
+
+def _mask_of(item: ImageItem) -> Mask:
+    """The item's mask; empty if it is normal and has none."""
+    mask = item.gt_mask if item.gt_mask is not None else torch.zeros(item.image.shape[-2:], dtype=torch.uint8)
+    return Mask(mask)
+
+
+def _category_names(source: AnomalibDataModule) -> list[str]:
+    """List the categories of a source's data set by its folders; its only one if it has no such folders."""
+    root = getattr(source, "split_root", None) or getattr(source, "root", None)
+    if source.category and root is not None and Path(root).is_dir():
+        names = sorted(folder.name for folder in Path(root).iterdir() if (folder / "test").is_dir())
+        if source.category in names or names:
+            return names
+    return [source.category or source.name]
+
+
+def _categories_of(source: AnomalibDataModule, wanted: Sequence[str] | None) -> list[Category]:
+    names = _category_names(source)
+    return [
+        _load_category(source, name if source.category else "", name) for name in names if not wanted or name in wanted
+    ]
+
+
+def _load_category(source: AnomalibDataModule, category: str, class_name: str) -> Category:
+    """Read one category's test split.
+
+    Args:
+        source: A datamodule; it is left as it is.
+        category: Which of its categories; empty if it has none.
+        class_name: Its name in the sentences.
+
+    Returns:
+        The category with its labelled images.
+
+    Raises:
+        ValueError: If it cannot be read, or an abnormal image has no mask.
+    """
+    datamodule = copy.copy(source)
+    datamodule.category = category
+    name = f"{class_name!r} of {source.name}"
+    advice = "The adapters learn from a test split of normal and abnormal images with a mask for each abnormal one."
+    try:
+        # The test split as it is on disk: `setup` would take images from it for validation.
+        datamodule._setup()  # noqa: SLF001
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        msg = f"Could not read category {name}: {type(error).__name__}: {error}. {advice}"
+        raise ValueError(msg) from error
+    dataset = datamodule.test_data
+    samples = dataset.samples
+    abnormal = samples[samples.label_index == LabelName.ABNORMAL]
+    masks = abnormal.get("mask_path", pd.Series([None] * len(abnormal)))
+    without = [path for path, mask in zip(abnormal.image_path, masks, strict=True) if not _exists(mask)]
+    if without:
+        msg = (
+            f"Expected argument `source` to have a mask for each abnormal image, but {len(without)} of {len(abnormal)} in "
+            f"category {name} have none, the first being {without[0]}. {advice}"
+        )
+        raise ValueError(msg)
+    dataset.augmentations = None
+    return Category(source.name, class_name, dataset)
+
+
+def _exists(mask_path: object) -> bool:
+    """Whether a mask is there; some data sets keep several, or a folder, for an image."""
+    if isinstance(mask_path, list | tuple):
+        return bool(mask_path) and all(map(_exists, mask_path))
+    return isinstance(mask_path, str | Path) and str(mask_path) != "" and Path(mask_path).exists()

@@ -1,0 +1,445 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""APRIL-GAN as a model of anomalib: everything that Engine, command line and checkpoints need."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib import LearningType
+from anomalib.data import AnomalibDataModule, Batch, InferenceBatch, Visa
+from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Max
+from anomalib.models.components import AnomalibModule
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from lightning.pytorch.utilities.types import EVAL_DATALOADERS, STEP_OUTPUT
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from anomalib_aprilgan.losses import adapter_loss
+from anomalib_aprilgan.post_processing import AprilGanPostProcessor
+from anomalib_aprilgan.pre_processing import AprilGanPreProcessor
+from anomalib_aprilgan.references import (
+    check_image_files,
+    draw,
+    files_in_source,
+    normal_training_files,
+    read_references,
+)
+from anomalib_aprilgan.torch_model import AprilGanModel, Evidence
+from anomalib_aprilgan_plugin import load_plugins
+
+__all__ = ["AprilGan"]
+
+logger = logging.getLogger(__name__)
+
+_RESTORING: ContextVar[bool] = ContextVar("restoring", default=False)
+"""Set while a checkpoint is being loaded, whose adapters make those of the arguments needless."""
+
+
+class AprilGan(AnomalibModule):
+    """APRIL-GAN: zero- and few-shot anomaly detection with a frozen CLIP (arXiv 2305.17382).
+
+    With adapters it is a zero-shot model, or with ``k_shot`` a few-shot one: ``Engine.test`` and ``Engine.predict`` work
+    at once, ``Engine.fit`` only collects thresholds. With ``adapter=None``, ``Engine.fit`` trains adapters on an
+    ``AuxiliaryDataModule``.
+
+    Args:
+        backbone: Name of an open_clip architecture with a standard ViT, also one added with
+            ``open_clip.add_model_config``.
+        pretrained: Tag of open_clip, path of a CLIP state dict, or ``None`` for random weights.
+        image_size: Height and width of the images in pixels; a multiple of the patch size.
+        layers: Stages that get an adapter: blocks of the image tower, counted from 1, in rising order.
+        reference_layers: Stages that are kept in memory banks. ``None``: the same as ``layers``.
+        quick_gelu: Run CLIP with QuickGELU. The published adapters belong to GELU.
+        adapter: ``"auto"`` for the published adapters that have not seen the tested data (those trained on MVTec AD for
+            a ``Visa`` datamodule, else those trained on VisA), ``"visa"``, ``"mvtec"``, the path of an adapter file or
+            of a checkpoint, or ``None`` to train adapters.
+        class_name: Name of the object or surface. ``None``: the datamodule's category, or ``"object"``.
+        k_shot: Number of normal reference images; 0 is zero-shot. They are drawn without replacement, by the seed of
+            ``seed_everything`` plus that of the datamodule.
+        few_shot_source: Where to draw from: a folder, one image, or a text file that lists image paths. ``None``: the
+            normal images of the datamodule's training split.
+        learning_rate: Of Adam, for the adapters.
+        pre_processor: anomalib's component; ``True`` for the default (8-bit resizing, CLIP's normalisation).
+        post_processor: anomalib's component; ``True`` for the default.
+        evaluator: anomalib's component; ``True`` for the default (the paper's seven metrics).
+        visualizer: anomalib's component; ``True`` for the default.
+
+    Raises:
+        ValueError: If an argument is out of its range or an adapter does not fit.
+        RuntimeError: If weights must be downloaded and cannot be.
+
+    Example:
+        >>> from anomalib.data import MVTecAD
+        >>> from anomalib.engine import Engine
+        >>> Engine().test(AprilGan(k_shot=4), datamodule=MVTecAD(category="metal_nut"))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        backbone: str = "ViT-L-14-336",
+        pretrained: str | Path | None = "openai",
+        image_size: int = 518,
+        layers: tuple[int, ...] = (6, 12, 18, 24),
+        reference_layers: tuple[int, ...] | None = None,
+        quick_gelu: bool = False,
+        adapter: str | Path | None = "auto",
+        class_name: str | None = None,
+        k_shot: int = 0,
+        few_shot_source: str | Path | None = None,
+        learning_rate: float = 1e-3,
+        pre_processor: nn.Module | bool = True,
+        post_processor: nn.Module | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        _check_arguments(class_name, k_shot, few_shot_source, learning_rate)
+        # Known before the components are made, which depend on them.
+        self.adapter = adapter
+        self.k_shot = k_shot
+        super().__init__(
+            pre_processor=AprilGanPreProcessor(image_size) if pre_processor is True else pre_processor,
+            post_processor=post_processor,
+            evaluator=evaluator,
+            visualizer=visualizer,
+        )
+        self.class_name = class_name
+        self.few_shot_source = None if few_shot_source is None else Path(few_shot_source)
+        self.learning_rate = learning_rate
+        self.model: AprilGanModel = AprilGanModel(
+            backbone=backbone,
+            pretrained=pretrained,
+            image_size=image_size,
+            layers=tuple(layers),
+            reference_layers=None if reference_layers is None else tuple(reference_layers),
+            quick_gelu=quick_gelu,
+            adapter=None if adapter == "auto" or _RESTORING.get() else adapter,
+        )
+        self._adapters_are_loaded = adapter != "auto"
+        self._is_restored = False
+        self._references_drawn_from: object = None
+        self._evidence: list[tuple[Evidence, Tensor | None]] = []
+
+    # ---- What anomalib asks -----------------------------------------------------------------------------------------
+
+    @property
+    def learning_type(self) -> LearningType:
+        """Zero-shot or few-shot; with ``adapter=None`` a model that is trained, for which anomalib has one type."""
+        if self.adapter is None:
+            return LearningType.ONE_CLASS
+        return LearningType.FEW_SHOT if self.k_shot else LearningType.ZERO_SHOT
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """No sanity check before training: there is nothing in the adapters to check yet."""
+        return {"num_sanity_val_steps": 0}
+
+    @property
+    def reference_files(self) -> tuple[str, ...]:
+        """The files that the memory banks were filled from."""
+        return self.model.reference_files
+
+    @classmethod
+    def configure_pre_processor(cls, image_size: tuple[int, int] | None = None) -> PreProcessor:
+        """Make the default pre-processor.
+
+        Args:
+            image_size: Height and width in pixels, which must be equal. ``None``: 518 x 518.
+
+        Raises:
+            ValueError: If height and width differ.
+        """
+        height, width = image_size or (518, 518)
+        if height != width:
+            msg = f"Expected argument `image_size` to be square, but got {image_size}."
+            raise ValueError(msg)
+        return AprilGanPreProcessor(height)
+
+    def configure_post_processor(self) -> AprilGanPostProcessor:
+        """Make the default post-processor."""
+        return AprilGanPostProcessor()
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Make the default evaluator: the paper's seven metrics, with anomalib's classes."""
+        image = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
+        pixel = {"fields": ["anomaly_map", "gt_mask"], "prefix": "pixel_", "strict": False}
+        return Evaluator(
+            test_metrics=[
+                *(metric(**image) for metric in (AUROC, F1Max, AUPR)),
+                *(metric(**pixel) for metric in (AUROC, F1Max, AUPR, AUPRO)),
+            ],
+        )
+
+    def configure_optimizers(self) -> Optimizer | None:
+        """Adam for the adapters (section 4.1); nothing to optimise where they are given."""
+        if self.adapter is not None:
+            return None
+        return Adam(self.model.adapters.parameters(), lr=self.learning_rate, betas=(0.5, 0.999))
+
+    def val_dataloader(self) -> EVAL_DATALOADERS:
+        """No images: without validation data there is nothing to calibrate on, and nothing fails."""
+        return []
+
+    # ---- Before a stage ---------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Note what the adapters see."""
+        datamodule = self._datamodule
+        seen = getattr(datamodule, "trained_on", None)
+        if seen is None:
+            seen = () if datamodule is None else (f"{datamodule.name}/{datamodule.category}".rstrip("/"),)
+            logger.warning(
+                "The adapters are being trained on %s, whose training images are normal. They learn from abnormal images "
+                "with masks: wrap the datamodule in an AuxiliaryDataModule.",
+                "/".join(seen) or "a dataloader",
+            )
+        self.model.trained_on = tuple(seen)
+
+    def on_validation_start(self) -> None:
+        """Set class, adapters and references, unless this is validation in between training epochs."""
+        self._evidence = []
+        if not self.trainer.training and self.trainer.state.fn != "fit":
+            self.prepare()
+
+    def on_test_start(self) -> None:
+        """Set class, adapters and references."""
+        self.prepare()
+
+    def on_predict_start(self) -> None:
+        """Set class, adapters and references; look at all files before the first is predicted."""
+        self.prepare()
+        loaders = self.trainer.predict_dataloaders
+        for loader in loaders if isinstance(loaders, list) else [loaders]:
+            check_image_files(getattr(getattr(loader, "dataset", None), "image_filenames", ()))
+
+    def prepare(self) -> None:
+        """Set the class, load the adapters and draw the references, as far as that is still to be done.
+
+        It runs by itself before validation, test, prediction and export.
+
+        Raises:
+            ValueError: If there are too few references, or they cannot be read.
+            RuntimeError: If references are asked for and there is nowhere to draw them from, or if published adapters
+                cannot be downloaded.
+        """
+        if not self._adapters_are_loaded:
+            self._load_published_adapters()
+        class_name = self._find_class_name()
+        if class_name != self.model.class_name:
+            logger.info("Class name: %s", class_name)
+            self.model.setup(class_name)
+            self._reset_calibration()
+        if self.k_shot:
+            self._draw_references()
+
+    @property
+    def _datamodule(self) -> AnomalibDataModule | None:
+        trainer = getattr(self, "_trainer", None)
+        return getattr(trainer, "datamodule", None)
+
+    def _find_class_name(self) -> str:
+        """Argument, else checkpoint, else the datamodule's category, else what was set before, else ``"object"``."""
+        category: str = getattr(self._datamodule, "category", None) or ""
+        if self.class_name is not None:
+            return self.class_name
+        if self._is_restored and self.model.class_name is not None:
+            if category and category != self.model.class_name:
+                logger.warning(
+                    "The checkpoint was made for class %r and stays with it, although the datamodule's category is %r. "
+                    "Pass class_name=%r to change it.",
+                    self.model.class_name,
+                    category,
+                    category,
+                )
+            return self.model.class_name
+        return category or self.model.class_name or "object"
+
+    def _load_published_adapters(self) -> None:
+        name = "mvtec" if isinstance(self._datamodule, Visa) else "visa"
+        logger.info("Adapters: %r, which have not seen %s", name, getattr(self._datamodule, "name", "the images"))
+        self.model.load_adapters(name)
+        self._adapters_are_loaded = True
+
+    def _draw_references(self) -> None:
+        if self._is_restored and self.model.is_few_shot:
+            return
+        datamodule = self._datamodule
+        seed = torch.initial_seed() + (getattr(datamodule, "seed", None) or 0)
+        if self.few_shot_source is not None:
+            drawn_from: object = (self.few_shot_source, seed)
+            if drawn_from == self._references_drawn_from:
+                return
+            files = files_in_source(self.few_shot_source)
+        elif datamodule is not None:
+            drawn_from = (datamodule, datamodule.category, seed)
+            if drawn_from == self._references_drawn_from:
+                return
+            if not hasattr(datamodule, "train_data"):
+                datamodule.setup()
+            files = normal_training_files(datamodule)
+        elif self.model.is_few_shot:
+            return
+        else:
+            msg = (
+                f"k_shot={self.k_shot} asks for reference images, but there is neither a datamodule with a training split "
+                "nor `few_shot_source`. Pass one of the two, or a checkpoint that holds references."
+            )
+            raise RuntimeError(msg)
+        chosen = draw(files, self.k_shot, seed)
+        logger.info("Reference images: %s", ", ".join(map(str, chosen)))
+        transform = self.pre_processor.transform if self.pre_processor else None
+        self.model.setup(reference_images=read_references(chosen, transform or nn.Identity()))
+        self.model.reference_files = tuple(map(str, chosen))
+        self._references_drawn_from = drawn_from
+        self._reset_calibration()
+
+    def _reset_calibration(self) -> None:
+        self.model.reset_calibration()
+        if isinstance(self.post_processor, AprilGanPostProcessor):
+            self.post_processor.reset_calibration(self.model.largest_map_value)
+
+    # ---- Steps ------------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
+        """Compute the loss of the adapters.
+
+        Args:
+            batch: Images with masks; of an ``AuxiliaryDataModule`` also with class names.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Returns:
+            Focal plus dice loss, summed over the stages.
+
+        Raises:
+            ValueError: If the images have no masks.
+        """
+        del args, kwargs
+        if batch.gt_mask is None:
+            msg = "Expected training images with masks, but got none. Train on an AuxiliaryDataModule with masks."
+            raise ValueError(msg)
+        stages = self.model.stage_maps(batch.image, self._text_features(batch))
+        loss = adapter_loss(stages, batch.gt_mask.as_subclass(Tensor))
+        self.log(
+            "train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch.image), sync_dist=True
+        )
+        return loss
+
+    def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
+        """Score a batch, and keep what few-shot scores are made of until the whole set has been seen."""
+        del args, kwargs
+        return self._score(batch, keep=self.model.is_few_shot)
+
+    def test_step(self, batch: Batch, batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
+        """Score a batch."""
+        del batch_idx, args, kwargs
+        return self._score(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
+        """Score a batch."""
+        del batch_idx, dataloader_idx
+        return self._score(batch)
+
+    def _score(self, batch: Batch, *, keep: bool = False) -> STEP_OUTPUT:
+        check_image_files(getattr(batch, "image_path", None) or ())
+        with torch.no_grad():
+            evidence = self.model.weigh(batch.image, self._text_features(batch))
+            if keep:
+                self._evidence.append((evidence, batch.gt_label))
+            scores = self.model.image_score(evidence)
+        predictions = InferenceBatch(pred_score=scores, anomaly_map=evidence.anomaly_map)
+        return batch.update(**predictions._asdict())  # type: ignore[no-any-return]
+
+    def _text_features(self, batch: Batch) -> Tensor:
+        """Each image's own text features, where it brings a class name; else those of the model's class."""
+        class_names = getattr(batch, "class_name", None)
+        if class_names:
+            return self.model.encode_classes(class_names)
+        if self.model.class_name is None:
+            self.model.setup(self._find_class_name())
+        return self.model.text_features
+
+    def calibrate(self) -> tuple[Tensor, Tensor | None] | None:
+        """Fix what few-shot map maxima are scaled by: their range over the validation set just seen (section 3.3).
+
+        :class:`AprilGanPostProcessor` calls it before it computes the threshold.
+
+        Returns:
+            The final scores and labels of this process's validation images; ``None`` for a zero-shot model.
+        """
+        if not self._evidence:
+            return None
+        probability = torch.cat([evidence.probability for evidence, _ in self._evidence])
+        map_max = torch.cat([evidence.map_max for evidence, _ in self._evidence])
+        labels = [label for _, label in self._evidence if label is not None]
+        self._evidence = []
+        bounds = self.all_gather(torch.stack([map_max.min(), map_max.max()])).reshape(-1, 2)
+        self.model.calibrate(bounds[:, 0].min(), bounds[:, 1].max())
+        scores = self.model.image_score(Evidence(probability, map_max[:, None, None]))
+        return scores, torch.cat(labels) if labels else None
+
+    # ---- Checkpoints and export -------------------------------------------------------------------------------------
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> "AprilGan":  # noqa: ANN401
+        """Load a model from a checkpoint, as anomalib does. CLIP's weights are not in it and must be at hand."""
+        with _restoring():
+            return super().load_from_checkpoint(*args, **kwargs)  # type: ignore[return-value]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the checkpoint's adapters, class, references and calibration stand in for those still to be set."""
+        super().on_load_checkpoint(checkpoint)
+        self._is_restored = True
+        self._adapters_are_loaded = True
+
+    def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:  # noqa: ANN401
+        """Score float images of any size in [0, 1], shape ``(N, 3, h, w)``, as exported models do."""
+        if self.model.class_name is None:
+            self.prepare()
+        return super().forward(batch, *args, **kwargs)
+
+    def to_torch(self, *args: Any, **kwargs: Any) -> Path:  # noqa: ANN401
+        """Export as anomalib does, with class, adapters and references set."""
+        self.prepare()
+        return super().to_torch(*args, **kwargs)
+
+
+@contextmanager
+def _restoring() -> Iterator[None]:
+    token = _RESTORING.set(True)
+    try:
+        yield
+    finally:
+        _RESTORING.reset(token)
+
+
+def _check_arguments(class_name: object, k_shot: object, few_shot_source: object, learning_rate: object) -> None:
+    """Check what the plain model does not."""
+    if class_name is not None and (not isinstance(class_name, str) or not class_name.strip()):
+        msg = (
+            f"Expected argument `class_name` to be a non-empty name such as 'bottle', or None for the datamodule's "
+            f"category, but got {class_name!r}."
+        )
+        raise ValueError(msg)
+    if not isinstance(k_shot, int) or isinstance(k_shot, bool) or k_shot < 0:
+        msg = f"Expected argument `k_shot` to be 0 (zero-shot) or a number of reference images, but got {k_shot!r}."
+        raise ValueError(msg)
+    if few_shot_source is not None and not k_shot:
+        msg = (
+            f"Expected argument `k_shot` to say how many reference images to draw from few_shot_source="
+            f"{str(few_shot_source)!r}, but got 0. Pass k_shot, or leave few_shot_source out for zero-shot."
+        )
+        raise ValueError(msg)
+    if not isinstance(learning_rate, float | int) or learning_rate <= 0:
+        msg = f"Expected argument `learning_rate` to be positive, but got {learning_rate!r}."
+        raise ValueError(msg)
+
+
+load_plugins()  # for a program that imports this module before anomalib's models, which are then waiting for it

@@ -1,0 +1,118 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""From raw scores to what anomalib shows: normalised to [0, 1], with the threshold at one half."""
+
+from types import SimpleNamespace
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from anomalib.post_processing import PostProcessor
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+__all__ = ["AprilGanPostProcessor", "Calibratable"]
+
+THRESHOLD = 0.5
+"""Of probabilities, and of maps made of them, as long as no validation data tell a better one."""
+
+
+@runtime_checkable
+class Calibratable(Protocol):
+    """A module whose image scores are final only when all validation images have been seen."""
+
+    def calibrate(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return the final scores and labels of this process's validation images; ``None`` if they were final."""
+
+
+class AprilGanPostProcessor(PostProcessor):
+    """anomalib's post-processor, with three changes.
+
+    It keeps the order of scores: anomalib's clips whatever lies more than half the range from the threshold, which ties
+    the most anomalous pixels and images and so changes every metric. Here two straight lines join smallest value,
+    threshold and largest value at 0, 0.5 and 1.
+
+    It waits with the image threshold until few-shot scores are final, which they are when the whole validation set has
+    been seen (min-max scaling of the map maximum).
+
+    And it is defined without validation data: then scores and maps are normalised by the values that they can have at
+    all, with the threshold at a probability of one half.
+
+    Args:
+        enable_normalization: Normalise scores and maps to [0, 1].
+        enable_thresholding: Compute labels and masks.
+        enable_threshold_matching: Use the image threshold for pixels, or the reverse, where the other one is missing.
+        image_sensitivity: Sensitivity of the image label in [0, 1]; 0.5 is the threshold itself.
+        pixel_sensitivity: Sensitivity of the mask in [0, 1]; 0.5 is the threshold itself.
+    """
+
+    def __init__(
+        self,
+        enable_normalization: bool = True,
+        enable_thresholding: bool = True,
+        enable_threshold_matching: bool = True,
+        image_sensitivity: float = 0.5,
+        pixel_sensitivity: float = 0.5,
+    ) -> None:
+        super().__init__(
+            enable_normalization=enable_normalization,
+            enable_thresholding=enable_thresholding,
+            enable_threshold_matching=enable_threshold_matching,
+            image_sensitivity=image_sensitivity,
+            pixel_sensitivity=pixel_sensitivity,
+        )
+        self.reset_calibration()
+
+    def reset_calibration(self, largest_map_value: float = 1.0) -> None:
+        """Forget validation statistics.
+
+        Args:
+            largest_map_value: The largest value that a raw anomaly map can have.
+        """
+        for bound, value in (("image_min", 0), ("image_max", 1), ("pixel_min", 0), ("pixel_max", largest_map_value)):
+            getattr(self, bound).fill_(value)
+        for threshold in (self._image_threshold, self._pixel_threshold):
+            threshold.fill_(THRESHOLD)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the final image scores in place of the preliminary ones, then compute thresholds and ranges."""
+        final = pl_module.calibrate() if isinstance(pl_module, Calibratable) else None
+        if final is not None:
+            batch = cast("Any", SimpleNamespace(pred_score=final[0], gt_label=final[1]))
+            evaluator = getattr(pl_module, "evaluator", None)
+            for metric in (
+                self._image_threshold_metric,
+                self._image_min_max_metric,
+                *(metric for metric in getattr(evaluator, "val_metrics", ()) if "pred_score" in metric.fields),
+            ):
+                if metric.update_called and set(metric.fields) <= {"pred_score", "gt_label"}:
+                    metric.reset()
+                    metric.update(batch)
+        super().on_validation_epoch_end(trainer, pl_module)
+
+    @staticmethod
+    def _normalize(
+        preds: Tensor | None,
+        norm_min: Tensor,
+        norm_max: Tensor,
+        threshold: Tensor,
+    ) -> Tensor | None:
+        """Join minimum, threshold and maximum at 0, 0.5 and 1 by straight lines.
+
+        Args:
+            preds: Raw scores or maps of any shape, or ``None``.
+            norm_min: Value that becomes 0.
+            norm_max: Value that becomes 1.
+            threshold: Value that becomes 0.5; NaN: halfway.
+
+        Returns:
+            Values in [0, 1] in the same order, of the same shape.
+        """
+        if preds is None:
+            return None
+        threshold = torch.where(threshold.isnan(), (norm_max + norm_min) / 2, threshold)
+        below, above = threshold - norm_min, norm_max - threshold
+        # Measured from the nearer end: so even values of 1e-10 beside 1e-12 stay apart.
+        low = torch.where(below > 0, 0.5 * (preds - norm_min) / below.where(below > 0, 1), 0.5 * (preds >= threshold))
+        high = torch.where(above > 0, 1 - 0.5 * (norm_max - preds) / above.where(above > 0, 1), 1.0)
+        return torch.where(preds > threshold, high, low).clamp(0, 1)

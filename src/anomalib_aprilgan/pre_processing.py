@@ -1,0 +1,91 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""From image files to CLIP's input, as the authors do it: 8-bit resizing by PIL, then CLIP's mean and deviation."""
+
+from typing import Any
+
+import torch
+from anomalib.pre_processing import PreProcessor
+from anomalib.pre_processing.utils.spec import transform_to_spec
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
+from torchvision.transforms.v2 import functional as F  # noqa: N812  # torchvision's own custom
+
+__all__ = ["CLIP_MEAN", "CLIP_STD", "AprilGanPreProcessor", "EightBitResize"]
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class EightBitResize(Resize):
+    """Resize images as PIL does, in 8 bits, and masks bilinear, cut at one half.
+
+    anomalib reads images as floats; resized as such they differ from the authors' by up to 0.24 in normalised units.
+    An image or mask that has the right size already is returned as it is.
+
+    Args:
+        size: Height and width in pixels.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size=(size, size), interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ANN401  # the signature is torchvision's
+        """Resize an image or a mask, with any number of leading dimensions; pass anything else to torchvision."""
+        if not isinstance(inpt, Tensor) or torch.compiler.is_compiling():
+            return super().transform(inpt, params)
+        if tuple(inpt.shape[-2:]) == tuple(self.size):
+            return inpt
+        if isinstance(inpt, tv_tensors.Mask):
+            return tv_tensors.wrap(self._resize_mask(inpt.as_subclass(Tensor)), like=inpt)
+        if inpt.shape[-3] != 3:  # noqa: PLR2004
+            return super().transform(inpt, params)
+        resized = self._resize_image(inpt.as_subclass(Tensor))
+        return tv_tensors.wrap(resized, like=inpt) if isinstance(inpt, tv_tensors.Image) else resized
+
+    def _resize_image(self, image: Tensor) -> Tensor:
+        size = [int(side) for side in self.size]
+        as_bytes = image if image.dtype == torch.uint8 else (image.float() * 255).round().clamp(0, 255).to(torch.uint8)
+        resized = [
+            F.pil_to_tensor(F.resize(F.to_pil_image(one), size, interpolation=InterpolationMode.BICUBIC))
+            for one in as_bytes.cpu().reshape(-1, *image.shape[-3:])
+        ]
+        batch = torch.stack(resized).reshape(*image.shape[:-2], *size).to(image.device)
+        return batch if image.dtype == torch.uint8 else batch.to(image.dtype) / 255
+
+    def _resize_mask(self, mask: Tensor) -> Tensor:
+        size = [int(side) for side in self.size]
+        planes = mask.reshape(-1, 1, *mask.shape[-2:]).float()
+        resized = F.resize(planes, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
+        return (resized > 0.5).to(mask.dtype).reshape(*mask.shape[:-2], *size)  # noqa: PLR2004
+
+
+class AprilGanPreProcessor(PreProcessor):
+    """The default pre-processor: :class:`EightBitResize`, then CLIP's normalisation.
+
+    Args:
+        image_size: Height and width in pixels.
+    """
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__(Compose([EightBitResize(image_size), Normalize(mean=CLIP_MEAN, std=CLIP_STD)]))
+        self.image_size = image_size
+        self.export_transform = self.transform
+
+    def checkpoint_config(self) -> dict[str, Any]:
+        """Describe the transform as plain data; a stock pre-processor can make do with its nearest equivalent."""
+        if self.transform is None or not isinstance(self.transform.transforms[0], EightBitResize):
+            return super().checkpoint_config()
+        size = (self.image_size, self.image_size)
+        resize = Resize(size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+        equivalent = Compose([resize, Normalize(mean=list(CLIP_MEAN), std=list(CLIP_STD))])
+        return {"image_size": self.image_size, "transform": transform_to_spec(equivalent)}
+
+    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
+        """Restore what :meth:`checkpoint_config` returned, or a stock pre-processor's transform."""
+        if "image_size" in config:
+            self.__init__(config["image_size"])  # type: ignore[misc]
+        else:
+            super().load_checkpoint_config(config)

@@ -1,0 +1,170 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Which normal images fill the memory banks, and how image files are read (arXiv 2305.17382, section 3.3)."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from anomalib.data import AnomalibDataModule
+from anomalib.data.utils import LabelName, read_image
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+__all__ = ["check_image_files", "draw", "files_in_source", "normal_training_files", "read_references"]
+
+DEEP_MODES = ("I", "F")
+"""PIL's modes of more than 8 bits begin with one of these; converted to RGB, they would turn white."""
+
+
+def files_in_source(source: str | Path) -> list[Path]:
+    """List the image files that a user points at.
+
+    Args:
+        source: A folder (searched with its subfolders), one image, or a text file with one path a line; empty lines and
+            lines that begin with ``#`` are passed over, relative paths start from the text file's folder.
+
+    Returns:
+        The files; those of a folder in alphabetical order.
+
+    Raises:
+        ValueError: If the source does not exist, holds no images, or lists a file that does not exist.
+    """
+    source = Path(source)
+    if source.is_dir():
+        files = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+    elif source.is_file() and source.suffix.lower() in IMG_EXTENSIONS:
+        files = [source]
+    elif source.is_file():
+        files = _files_in_list(source)
+    else:
+        msg = (
+            f"Expected argument `few_shot_source` to be a folder of images, an image, or a text file that lists image "
+            f"paths, but {str(source)!r} does not exist."
+        )
+        raise ValueError(msg)
+    if not files:
+        msg = (
+            f"Expected argument `few_shot_source` to hold images ({', '.join(IMG_EXTENSIONS)}), but found none in "
+            f"{str(source)!r}."
+        )
+        raise ValueError(msg)
+    return files
+
+
+def _files_in_list(source: Path) -> list[Path]:
+    try:
+        lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        msg = (
+            f"Expected argument `few_shot_source` to be a folder, an image ({', '.join(IMG_EXTENSIONS)}) or a text file "
+            f"that lists image paths, but {str(source)!r} is none of these."
+        )
+        raise ValueError(msg) from error
+    files = [source.parent / line for line in lines if line and not line.startswith("#")]
+    missing = [str(path) for path in files if not path.is_file()]
+    if missing:
+        msg = f"The list of reference images {str(source)!r} names files that do not exist: {', '.join(missing[:5])}."
+        raise ValueError(msg)
+    return files
+
+
+def normal_training_files(datamodule: AnomalibDataModule) -> list[Path]:
+    """List the normal images of a datamodule's training split, in the order of its samples.
+
+    Args:
+        datamodule: A datamodule that has been set up.
+
+    Returns:
+        The files; empty if the datamodule has no training split.
+    """
+    dataset = getattr(datamodule, "train_data", None)
+    if dataset is None:
+        return []
+    samples = dataset.samples
+    if "label_index" in samples:
+        samples = samples[samples.label_index == LabelName.NORMAL]
+    return [Path(path) for path in samples.image_path]
+
+
+def draw(files: Sequence[Path], k_shot: int, seed: int) -> list[Path]:
+    """Draw reference images without replacement.
+
+    The draw depends on the seed alone, and a larger ``k_shot`` adds to a smaller one's images.
+
+    Differs from the authors' code: they draw with replacement, so that a bank can hold an image twice.
+
+    Args:
+        files: The files to draw from.
+        k_shot: How many to draw.
+        seed: Seed of the draw.
+
+    Returns:
+        ``k_shot`` of the files.
+
+    Raises:
+        ValueError: If there are fewer files.
+    """
+    if len(files) < k_shot:
+        msg = (
+            f"Expected at least k_shot={k_shot} normal reference images, but there are {len(files)}. Lower `k_shot` or "
+            "add images."
+        )
+        raise ValueError(msg)
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))
+    return [files[index] for index in order[:k_shot].tolist()]
+
+
+def read_references(files: Iterable[Path], transform: Callable[[Tensor], Tensor]) -> Tensor:
+    """Read reference images as the tested images are read.
+
+    Args:
+        files: Image files.
+        transform: What turns a float image of shape ``(3, h, w)`` in [0, 1] into the model's input.
+
+    Returns:
+        Pre-processed images of shape ``(K, 3, H, W)``.
+
+    Raises:
+        ValueError: If a file is no readable image; the message names it.
+    """
+    images = []
+    for path in files:
+        check_image_files([path])
+        try:
+            image = read_image(path, as_tensor=True)
+        except (OSError, SyntaxError, ValueError) as error:
+            msg = f"Could not read the reference image {path}: {error}. Replace it or take it out."
+            raise ValueError(msg) from error
+        images.append(transform(torch.as_tensor(image)))
+    return torch.stack([image.as_subclass(Tensor) for image in images])
+
+
+def check_image_files(files: Iterable[str | Path]) -> None:
+    """Make sure that files are images of 8 bits a channel, by their headers.
+
+    Args:
+        files: Image files.
+
+    Raises:
+        ValueError: If some are not; the message names them and says what to do.
+    """
+    faults = [fault for path in files if (fault := _fault(Path(path)))]
+    if faults:
+        more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""  # noqa: PLR2004
+        msg = f"Some image files cannot be used: {'; '.join(faults[:10])}{more}."
+        raise ValueError(msg)
+
+
+def _fault(path: Path) -> str | None:
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            image.verify()
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+        return f"{path} is damaged or no image ({error}); replace it or take it out"
+    if mode.startswith(DEEP_MODES):
+        return f"{path} has more than 8 bits a channel (mode {mode}) and would be read as white; convert it to 8 bits"
+    return None
