@@ -79,8 +79,9 @@ class AdapterOrigin:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "AdapterOrigin":
         """Restore what :meth:`to_dict` returned; unknown fields are passed over."""
-        known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+        known: dict[str, Any] = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
+        known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+        return cls(**known)
 
 
 def _is_same_tag(theirs: str, ours: str | None) -> bool:
@@ -113,7 +114,7 @@ class StageAdapters(nn.Module):
             Per stage, tokens of length 1, shape ``(N, P, D)``.
         """
         return [
-            normalize(adapter(stage.to(adapter.weight.dtype)), dim=-1)
+            normalize(adapter(stage.to(next(adapter.parameters()).dtype)), dim=-1)
             for adapter, stage in zip(self.fc, tokens, strict=True)
         ]
 
@@ -213,7 +214,7 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _only_adapters(weights: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Make sure of the names ``fc.K.weight`` and ``fc.K.bias`` and of their shapes; pass over whatever else there is."""
+    """Make sure of names (``fc.K.weight``, ``fc.K.bias``) and shapes; pass over whatever else there is."""
     adapters: dict[str, Tensor] = {}
     while (weight := weights.get(f"fc.{len(adapters) // 2}.weight")) is not None:
         number = len(adapters) // 2

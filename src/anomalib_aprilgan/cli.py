@@ -69,7 +69,7 @@ def main(args: Sequence[str] | None = None) -> None:
     for name, command in COMMANDS.items():
         subparser = ArgumentParser(description=(command.__doc__ or "").partition("\n")[0])
         subparser.add_function_arguments(command, as_positional=True)
-        subcommands.add_subcommand(name, subparser, help=subparser.description)
+        subcommands.add_subcommand(name, subparser, help=subparser.description)  # type: ignore[no-untyped-call]
     config = parser.parse_args(args)
     name = config.subcommand
     try:

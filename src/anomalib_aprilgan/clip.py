@@ -30,6 +30,8 @@ __all__ = ["Clip", "ImageFeatures", "resize_positional_embedding"]
 logger = logging.getLogger(__name__)
 
 Weights = dict[str, Tensor]
+OpenClipModule = Any
+"""A module of open_clip, which carries no types."""
 
 
 class ImageFeatures(NamedTuple):
@@ -61,6 +63,7 @@ class Clip(nn.Module):
         width: Dimensions of a patch token.
         embed_dim: Dimensions ``D`` of the joint space.
         num_blocks: Transformer blocks in the image tower.
+        num_patches: Patches of an image.
         fingerprint: Digest of the weights, to tell whether a checkpoint belongs to them.
 
     Raises:
@@ -76,15 +79,15 @@ class Clip(nn.Module):
         if not isinstance(image_size, int) or image_size <= 0 or image_size % patch_size:
             lower = max(image_size // patch_size, 1) * patch_size if isinstance(image_size, int) else patch_size
             msg = (
-                f"Expected argument `image_size` to be a multiple of the patch size {patch_size} of {backbone}, but got "
-                f"{image_size!r}. Use for instance {lower} or {lower + patch_size}."
+                f"Expected argument `image_size` to be a multiple of the patch size {patch_size} of {backbone}, but "
+                f"got {image_size!r}. Use for instance {lower} or {lower + patch_size}."
             )
             raise ValueError(msg)
         config["quick_gelu"] = bool(config.get("quick_gelu")) or quick_gelu
         self.quick_gelu: bool = config["quick_gelu"]
 
         weights = _load_weights(backbone, pretrained) if pretrained is not None else None
-        self.towers = _build(config)
+        self.towers: OpenClipModule = _build(config)
         visual = self.towers.visual
         grid = image_size // patch_size
         if weights is not None:
@@ -96,6 +99,7 @@ class Clip(nn.Module):
 
         self.width: int = visual.conv1.out_channels
         self.embed_dim: int = visual.proj.shape[1]
+        self.num_patches = grid**2
         self.num_blocks = len(visual.transformer.resblocks)
         self.fingerprint = _fingerprint(visual)
         self._tokenizer = open_clip.get_tokenizer(backbone)
@@ -147,14 +151,14 @@ class Clip(nn.Module):
             tower = getattr(self.towers, "text", self.towers)
             if _ends_with_end_token(tower):
                 return _encode_causal(tower, token_ids)
-            return self.towers.encode_text(token_ids)  # type: ignore[no-any-return]
+            return self.towers.encode_text(token_ids)
 
     def train(self, mode: bool = True) -> "Clip":  # the signature is torch's
         """Stay in evaluation mode, whatever is asked."""
         del mode
         return super().train(mode=False)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # noqa: ANN401
         """Contribute nothing to a state dict."""
         destination = kwargs.get("destination", args[0] if args else None)
         return {} if destination is None else destination
@@ -211,7 +215,7 @@ def _architecture(backbone: str) -> dict[str, Any]:
     raise ValueError(msg)
 
 
-def _build(config: dict[str, Any]) -> nn.Module:
+def _build(config: dict[str, Any]) -> OpenClipModule:
     """Build both towers with random weights: the same each time, and without touching the global random state."""
     has_hf_text = "hf_model_name" in config["text_cfg"]
     if has_hf_text:
@@ -219,8 +223,7 @@ def _build(config: dict[str, Any]) -> nn.Module:
     custom_text = config.pop("custom_text", False) or has_hf_text
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        towers: nn.Module = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**config)
-    return towers
+        return (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**config)
 
 
 def _load_weights(backbone: str, pretrained: str | Path) -> Weights:
@@ -231,8 +234,8 @@ def _load_weights(backbone: str, pretrained: str | Path) -> Weights:
     if not open_clip_pretrained.is_pretrained_cfg(backbone, str(pretrained)):
         msg = (
             f"Expected argument `pretrained` to be a tag that open_clip has for {backbone} "
-            f"({', '.join(tags) if tags else 'there is none'}), the path of a file with CLIP weights, or None for random "
-            f"weights, but got {str(pretrained)!r}, which is neither such a tag nor an existing file."
+            f"({', '.join(tags) if tags else 'there is none'}), the path of a file with CLIP weights, or None for "
+            f"random weights, but got {str(pretrained)!r}, which is neither such a tag nor an existing file."
         )
         raise ValueError(msg)
     return _read_weights(_download_weights(backbone, str(pretrained)))
@@ -269,13 +272,13 @@ def _read_weights(path: Path) -> Weights:
         elif _is_torchscript(path):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
-                content = torch.jit.load(path, map_location="cpu").state_dict()
+                content = torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         msg = (
-            f"The CLIP weights {path} hold more than tensors and would run code when loaded, so they were not. Save the "
-            "plain state dict of a CLIP that you trust, with `torch.save(model.state_dict(), path)`."
+            f"The CLIP weights {path} hold more than tensors and would run code when loaded, so they were not. Save "
+            "the plain state dict of a CLIP that you trust, with `torch.save(model.state_dict(), path)`."
         )
         raise ValueError(msg) from error
     except Exception as error:  # truncated and foreign files raise errors of many types
@@ -303,7 +306,7 @@ def _is_torchscript(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def _fill(towers: nn.Module, weights: Weights, grid: int, source: str) -> None:
+def _fill(towers: OpenClipModule, weights: Weights, grid: int, source: str) -> None:
     """Load weights into the towers, with the positional embedding resized to the grid."""
     ignored = ("input_resolution", "context_length", "vocab_size", "text.transformer.embeddings.position_ids")
     weights = {name: value for name, value in weights.items() if name not in ignored}
@@ -323,7 +326,7 @@ def _fill(towers: nn.Module, weights: Weights, grid: int, source: str) -> None:
         raise ValueError(msg) from error
 
 
-def _fingerprint(visual: nn.Module) -> str:
+def _fingerprint(visual: OpenClipModule) -> str:
     """Digest of weights that no resizing touches."""
     digest = hashlib.sha256()
     for weight in (visual.class_embedding, visual.conv1.weight, visual.proj):
@@ -331,7 +334,7 @@ def _fingerprint(visual: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _outputs_of_blocks(transformer: nn.Module, x: Tensor, attn_mask: Tensor | None = None) -> Iterable[Tensor]:
+def _outputs_of_blocks(transformer: OpenClipModule, x: Tensor, attn_mask: Tensor | None = None) -> Iterable[Tensor]:
     """Run a transformer's blocks in turn, whichever way round they want their input.
 
     Args:
@@ -350,7 +353,7 @@ def _outputs_of_blocks(transformer: nn.Module, x: Tensor, attn_mask: Tensor | No
         yield x if batch_first else x.transpose(0, 1)
 
 
-def _ends_with_end_token(tower: nn.Module) -> bool:
+def _ends_with_end_token(tower: OpenClipModule) -> bool:
     """Whether a text tower is causal and pools the end token, so that what follows that token has no influence."""
     pool_type = getattr(tower, "pool_type", getattr(tower, "text_pool_type", None))
     has_standard_parts = all(hasattr(tower, part) for part in ("token_embedding", "transformer", "ln_final"))
@@ -358,7 +361,7 @@ def _ends_with_end_token(tower: nn.Module) -> bool:
     return has_standard_parts and is_causal and pool_type == "argmax"
 
 
-def _encode_causal(tower: nn.Module, token_ids: Tensor) -> Tensor:
+def _encode_causal(tower: OpenClipModule, token_ids: Tensor) -> Tensor:
     """Embed sentences, cut behind the longest one.
 
     Differs from the authors' code: they pad every sentence to the context length, which changes nothing but the time.
@@ -378,5 +381,5 @@ def _encode_causal(tower: nn.Module, token_ids: Tensor) -> Tensor:
         pass
     x = tower.ln_final(x)[torch.arange(len(end), device=x.device), end]
     if isinstance(tower.text_projection, nn.Linear):
-        return tower.text_projection(x)  # type: ignore[no-any-return]
+        return tower.text_projection(x)
     return x if tower.text_projection is None else x @ tower.text_projection

@@ -210,8 +210,8 @@ class AuxiliaryDataModule(AnomalibDataModule):
         if not any(category.dataset.has_anomalous for category in found):
             names = ", ".join(type(source).__name__ for source in self.sources)
             msg = (
-                f"Expected argument `source` to have abnormal images in its test split, but {names} has none. The adapters "
-                "learn from abnormal images with masks."
+                f"Expected argument `source` to have abnormal images in its test split, but {names} has none. The "
+                "adapters learn from abnormal images with masks."
             )
             raise ValueError(msg)
         self.train_data: AuxiliaryDataset = AuxiliaryDataset(found, self.mosaic_probability)
@@ -269,7 +269,7 @@ def mosaic(items: Sequence[ImageItem]) -> tuple[Image, Mask]:
     Returns:
         Image of shape ``(3, 2h, 2w)`` and mask of shape ``(2h, 2w)``.
     """
-    height, width = items[0].image.shape[-2:]
+    height, width = cast("Tensor", items[0].image).shape[-2:]
     images = [_to_size(Image(item.image), height, width) for item in items]
     masks = [_to_size(_mask_of(item), height, width) for item in items]
     image, mask = (
@@ -286,8 +286,9 @@ def _to_size(tile: Tensor, height: int, width: int) -> Tensor:
 
 def _mask_of(item: ImageItem) -> Mask:
     """The item's mask; empty if it is normal and has none."""
-    mask = item.gt_mask if item.gt_mask is not None else torch.zeros(item.image.shape[-2:], dtype=torch.uint8)
-    return Mask(mask)
+    if item.gt_mask is not None:
+        return Mask(item.gt_mask)
+    return Mask(torch.zeros(cast("Tensor", item.image).shape[-2:], dtype=torch.uint8))
 
 
 def _category_names(source: AnomalibDataModule) -> list[str]:
@@ -295,7 +296,7 @@ def _category_names(source: AnomalibDataModule) -> list[str]:
     root = getattr(source, "split_root", None) or getattr(source, "root", None)
     if source.category and root is not None and Path(root).is_dir():
         names = sorted(folder.name for folder in Path(root).iterdir() if (folder / "test").is_dir())
-        if source.category in names or names:
+        if names:
             return names
     return [source.category or source.name]
 
@@ -338,8 +339,8 @@ def _load_category(source: AnomalibDataModule, category: str, class_name: str) -
     without = [path for path, mask in zip(abnormal.image_path, masks, strict=True) if not _exists(mask)]
     if without:
         msg = (
-            f"Expected argument `source` to have a mask for each abnormal image, but {len(without)} of {len(abnormal)} in "
-            f"category {name} have none, the first being {without[0]}. {advice}"
+            f"Expected argument `source` to have a mask for each abnormal image, but {len(without)} of "
+            f"{len(abnormal)} in category {name} have none, the first being {without[0]}. {advice}"
         )
         raise ValueError(msg)
     dataset.augmentations = None

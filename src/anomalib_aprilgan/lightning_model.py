@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from anomalib import LearningType
@@ -31,7 +31,8 @@ from anomalib_aprilgan.references import (
     normal_training_files,
     read_references,
 )
-from anomalib_aprilgan.torch_model import AprilGanModel, Evidence
+from anomalib_aprilgan.scoring import image_score
+from anomalib_aprilgan.torch_model import AprilGanModel
 from anomalib_aprilgan_plugin import load_plugins
 
 __all__ = ["AprilGan"]
@@ -45,8 +46,8 @@ _RESTORING: ContextVar[bool] = ContextVar("restoring", default=False)
 class AprilGan(AnomalibModule):
     """APRIL-GAN: zero- and few-shot anomaly detection with a frozen CLIP (arXiv 2305.17382).
 
-    With adapters it is a zero-shot model, or with ``k_shot`` a few-shot one: ``Engine.test`` and ``Engine.predict`` work
-    at once, ``Engine.fit`` only collects thresholds. With ``adapter=None``, ``Engine.fit`` trains adapters on an
+    With adapters it is a zero-shot model, or with ``k_shot`` a few-shot one: ``Engine.test`` and ``Engine.predict``
+    work at once, ``Engine.fit`` only collects thresholds. With ``adapter=None``, ``Engine.fit`` trains adapters on an
     ``AuxiliaryDataModule``.
 
     Args:
@@ -124,7 +125,7 @@ class AprilGan(AnomalibModule):
         self._adapters_are_loaded = adapter != "auto"
         self._is_restored = False
         self._references_drawn_from: object = None
-        self._evidence: list[tuple[Evidence, Tensor | None]] = []
+        self._evidence: list[tuple[Tensor, Tensor, Tensor | None]] = []  # probability, map maximum, label
 
     # ---- What anomalib asks -----------------------------------------------------------------------------------------
 
@@ -168,8 +169,8 @@ class AprilGan(AnomalibModule):
     @staticmethod
     def configure_evaluator() -> Evaluator:
         """Make the default evaluator: the paper's seven metrics, with anomalib's classes."""
-        image = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
-        pixel = {"fields": ["anomaly_map", "gt_mask"], "prefix": "pixel_", "strict": False}
+        image: dict[str, Any] = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
+        pixel: dict[str, Any] = {"fields": ["anomaly_map", "gt_mask"], "prefix": "pixel_", "strict": False}
         return Evaluator(
             test_metrics=[
                 *(metric(**image) for metric in (AUROC, F1Max, AUPR)),
@@ -196,8 +197,8 @@ class AprilGan(AnomalibModule):
         if seen is None:
             seen = () if datamodule is None else (f"{datamodule.name}/{datamodule.category}".rstrip("/"),)
             logger.warning(
-                "The adapters are being trained on %s, whose training images are normal. They learn from abnormal images "
-                "with masks: wrap the datamodule in an AuxiliaryDataModule.",
+                "The adapters are being trained on %s, whose training images are normal. They learn from abnormal "
+                "images with masks: wrap the datamodule in an AuxiliaryDataModule.",
                 "/".join(seen) or "a dataloader",
             )
         self.model.trained_on = tuple(seen)
@@ -288,14 +289,14 @@ class AprilGan(AnomalibModule):
             return
         else:
             msg = (
-                f"k_shot={self.k_shot} asks for reference images, but there is neither a datamodule with a training split "
-                "nor `few_shot_source`. Pass one of the two, or a checkpoint that holds references."
+                f"k_shot={self.k_shot} asks for reference images, but there is neither a datamodule with a training "
+                "split nor `few_shot_source`. Pass one of the two, or a checkpoint that holds references."
             )
             raise RuntimeError(msg)
         chosen = draw(files, self.k_shot, seed)
         logger.info("Reference images: %s", ", ".join(map(str, chosen)))
-        transform = self.pre_processor.transform if self.pre_processor else None
-        self.model.setup(reference_images=read_references(chosen, transform or nn.Identity()))
+        transform: Any = getattr(self.pre_processor, "transform", None) or nn.Identity()
+        self.model.setup(reference_images=read_references(chosen, transform))
         self.model.reference_files = tuple(map(str, chosen))
         self._references_drawn_from = drawn_from
         self._reset_calibration()
@@ -307,7 +308,7 @@ class AprilGan(AnomalibModule):
 
     # ---- Steps ------------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Batch, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
+    def training_step(self, batch: Batch[Any], *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
         """Compute the loss of the adapters.
 
         Args:
@@ -325,39 +326,38 @@ class AprilGan(AnomalibModule):
         if batch.gt_mask is None:
             msg = "Expected training images with masks, but got none. Train on an AuxiliaryDataModule with masks."
             raise ValueError(msg)
-        stages = self.model.stage_maps(batch.image, self._text_features(batch))
+        images = cast("Tensor", batch.image)
+        stages = self.model.stage_maps(images, self._text_features(batch))
         loss = adapter_loss(stages, batch.gt_mask.as_subclass(Tensor))
-        self.log(
-            "train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch.image), sync_dist=True
-        )
+        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(images), sync_dist=True)
         return loss
 
-    def validation_step(self, batch: Batch, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
+    def validation_step(self, batch: Batch[Any], *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
         """Score a batch, and keep what few-shot scores are made of until the whole set has been seen."""
         del args, kwargs
         return self._score(batch, keep=self.model.is_few_shot)
 
-    def test_step(self, batch: Batch, batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
+    def test_step(self, batch: Batch[Any], batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
         """Score a batch."""
         del batch_idx, args, kwargs
         return self._score(batch)
 
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
+    def predict_step(self, batch: Batch[Any], batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
         """Score a batch."""
         del batch_idx, dataloader_idx
         return self._score(batch)
 
-    def _score(self, batch: Batch, *, keep: bool = False) -> STEP_OUTPUT:
+    def _score(self, batch: Batch[Any], *, keep: bool = False) -> STEP_OUTPUT:
         check_image_files(getattr(batch, "image_path", None) or ())
         with torch.no_grad():
-            evidence = self.model.weigh(batch.image, self._text_features(batch))
+            evidence = self.model.weigh(cast("Tensor", batch.image), self._text_features(batch))
             if keep:
-                self._evidence.append((evidence, batch.gt_label))
+                self._evidence.append((evidence.probability, evidence.map_max, batch.gt_label))
             scores = self.model.image_score(evidence)
         predictions = InferenceBatch(pred_score=scores, anomaly_map=evidence.anomaly_map)
-        return batch.update(**predictions._asdict())  # type: ignore[no-any-return]
+        return cast("STEP_OUTPUT", batch.update(**predictions._asdict()))
 
-    def _text_features(self, batch: Batch) -> Tensor:
+    def _text_features(self, batch: Batch[Any]) -> Tensor:
         """Each image's own text features, where it brings a class name; else those of the model's class."""
         class_names = getattr(batch, "class_name", None)
         if class_names:
@@ -376,14 +376,13 @@ class AprilGan(AnomalibModule):
         """
         if not self._evidence:
             return None
-        probability = torch.cat([evidence.probability for evidence, _ in self._evidence])
-        map_max = torch.cat([evidence.map_max for evidence, _ in self._evidence])
-        labels = [label for _, label in self._evidence if label is not None]
+        probability = torch.cat([probability for probability, _, _ in self._evidence])
+        map_max = torch.cat([map_max for _, map_max, _ in self._evidence])
+        labels = [label for _, _, label in self._evidence if label is not None]
         self._evidence = []
-        bounds = self.all_gather(torch.stack([map_max.min(), map_max.max()])).reshape(-1, 2)
+        bounds = torch.as_tensor(self.all_gather(torch.stack([map_max.min(), map_max.max()]))).reshape(-1, 2)
         self.model.calibrate(bounds[:, 0].min(), bounds[:, 1].max())
-        scores = self.model.image_score(Evidence(probability, map_max[:, None, None]))
-        return scores, torch.cat(labels) if labels else None
+        return image_score(probability, map_max, self.model.map_range), torch.cat(labels) if labels else None
 
     # ---- Checkpoints and export -------------------------------------------------------------------------------------
 

@@ -59,7 +59,7 @@ class MemoryBank(nn.Module):
             msg = "The memory bank is empty. Call `setup` with reference images before asking for distances."
             raise RuntimeError(msg)
         queries = normalize(tokens.to(self.tokens.dtype), dim=-1)
-        nearest = [(queries @ chunk.T).amax(dim=-1) for chunk in self.tokens.split(self.CHUNK)]
+        nearest = [(queries @ chunk.T).amax(dim=-1) for chunk in torch.split(self.tokens, self.CHUNK)]
         return (1 - torch.stack(nearest).amax(dim=0)).clamp(min=0)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401

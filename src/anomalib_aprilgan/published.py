@@ -34,11 +34,11 @@ SOURCE = (
 
 @dataclass(frozen=True)
 class PublishedAdapters:
-    """One published file.
+    r"""One published file.
 
     Attributes:
         file_name: Its name in the repository.
-        git_object_id: SHA-1 of ``b"blob SIZE\\0"`` and the content.
+        git_object_id: SHA-1 of ``b"blob SIZE\0"`` and the content.
         trained_on: The data set it has seen.
     """
 

@@ -59,8 +59,8 @@ def _files_in_list(source: Path) -> list[Path]:
         lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
         msg = (
-            f"Expected argument `few_shot_source` to be a folder, an image ({', '.join(IMG_EXTENSIONS)}) or a text file "
-            f"that lists image paths, but {str(source)!r} is none of these."
+            f"Expected argument `few_shot_source` to be a folder, an image ({', '.join(IMG_EXTENSIONS)}) or a text "
+            f"file that lists image paths, but {str(source)!r} is none of these."
         )
         raise ValueError(msg) from error
     files = [source.parent / line for line in lines if line and not line.startswith("#")]

@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from anomalib.data import InferenceBatch
@@ -155,6 +155,7 @@ class AprilGanModel(nn.Module):
         """
         if text_features is None:
             text_features = self._require_text_features()
+        self._check_images("images", images)
         embedding, tokens = self.clip.encode_image(images, {*self.layers, *self.reference_layers})
         with _full_precision(images.device):
             probability = abnormal_probability(embedding.to(text_features.dtype), text_features)
@@ -179,6 +180,7 @@ class AprilGanModel(nn.Module):
         Returns:
             Per stage, the probabilities of both states, shape ``(N, 2, image_size, image_size)``.
         """
+        self._check_images("images", images)
         tokens = self.clip.encode_image(images, self.layers).tokens
         with _full_precision(images.device):
             return self._stage_maps(tokens, text_features)
@@ -192,7 +194,7 @@ class AprilGanModel(nn.Module):
         return torch.stack([stage[:, 1] for stage in maps]).sum(dim=0) / len(self.layers)
 
     def _few_shot_map(self, tokens: Mapping[int, Tensor]) -> Tensor:
-        distances = [bank(tokens[layer]) for layer, bank in zip(self.reference_layers, self.memory_banks, strict=True)]
+        distances = [bank(tokens[layer]) for layer, bank in zip(self.reference_layers, self._banks, strict=True)]
         maps = upsample(torch.stack(distances, dim=1), self.image_size)  # (N, R, H, W)
         return maps.sum(dim=1) / len(self.layers)
 
@@ -254,27 +256,33 @@ class AprilGanModel(nn.Module):
     @property
     def is_few_shot(self) -> bool:
         """Whether the memory banks hold references."""
-        return len(self.memory_banks[0]) > 0  # type: ignore[arg-type]
+        return len(self._banks[0]) > 0
 
     @property
     def k_shot(self) -> int:
         """Number of reference images in the memory banks."""
-        patches = self.clip.towers.visual.grid_size[0] ** 2  # type: ignore[union-attr,index,operator]
-        return len(self.memory_banks[0]) // patches  # type: ignore[arg-type]
+        return len(self._banks[0]) // self.clip.num_patches
+
+    @property
+    def _banks(self) -> list[MemoryBank]:
+        return cast("list[MemoryBank]", list(self.memory_banks))
 
     def _fill_memory_banks(self, images: Tensor) -> None:
-        expected = (3, self.image_size, self.image_size)
-        if images.ndim != 4 or not len(images) or images.shape[1:] != expected:  # noqa: PLR2004
-            msg = (
-                f"Expected argument `reference_images` to be a tensor of shape (K, {', '.join(map(str, expected))}) with "
-                f"at least one image, but got shape {tuple(images.shape)}. Pass them through the model's pre-processor."
-            )
-            raise ValueError(msg)
+        self._check_images("reference_images", images)
         with torch.inference_mode(mode=False), torch.no_grad():
             images = images.to(self.text_features)
             tokens = [self.clip.encode_image(image[None], self.reference_layers).tokens for image in images]
-            for layer, bank in zip(self.reference_layers, self.memory_banks, strict=True):
-                bank.store(torch.cat([image[layer] for image in tokens]))  # type: ignore[operator]
+            for layer, bank in zip(self.reference_layers, self._banks, strict=True):
+                bank.store(torch.cat([image[layer] for image in tokens]))
+
+    def _check_images(self, name: str, images: Tensor) -> None:
+        expected = (3, self.image_size, self.image_size)
+        if images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != expected:  # noqa: PLR2004
+            msg = (
+                f"Expected argument `{name}` to be a tensor of shape (N, {', '.join(map(str, expected))}) with at least "
+                f"one image, but got shape {tuple(images.shape)}. Pass images through the model's pre-processor first."
+            )
+            raise ValueError(msg)
 
     def _require_text_features(self) -> Tensor:
         if self.class_name is None:
@@ -382,8 +390,8 @@ def _validated_stages(name: str, stages: Sequence[int]) -> tuple[int, ...]:
     valid = valid and all(isinstance(stage, int) and stage > 0 for stage in stages)
     if not valid or list(stages) != sorted(set(stages)):
         msg = (
-            f"Expected argument `{name}` to hold blocks of the image tower, counted from 1, each once and in rising order "
-            f"such as (6, 12, 18, 24), but got {stages!r}."
+            f"Expected argument `{name}` to hold blocks of the image tower, counted from 1, each once and in rising "
+            f"order such as (6, 12, 18, 24), but got {stages!r}."
         )
         raise ValueError(msg)
     return tuple(stages)

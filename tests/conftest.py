@@ -1,0 +1,92 @@
+"""Fixtures: the recorded outputs of the authors' code, a small CLIP, and the sample data set. All offline."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in these tests may reach for a network
+
+import open_clip
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import normalize
+
+from anomalib_aprilgan import AprilGan, AprilGanModel
+from anomalib_aprilgan.pre_processing import CLIP_MEAN, CLIP_STD
+from anomalib_aprilgan.sample_data import write_sample_data
+
+GOLDEN = Path(__file__).parent / "golden"
+BACKBONE = "golden-vit"
+"""Four blocks, 64 wide, patches of 8 pixels, 64 px: the CLIP that the outputs were recorded with."""
+
+open_clip.add_model_config(GOLDEN / f"{BACKBONE}.json")
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, Any]:
+    """The recorded outputs; ``inputs`` are the authors' input tensors, made of their resized 8-bit images."""
+    recorded = torch.load(GOLDEN / "golden.pt", weights_only=True)
+    recorded["inputs"] = normalize(recorded["resized"].permute(0, 3, 1, 2) / 255, CLIP_MEAN, CLIP_STD)
+    return recorded
+
+
+@pytest.fixture(scope="session")
+def official_adapter() -> Path:
+    """The recorded adapters, in the authors' format."""
+    return GOLDEN / "golden_adapter_official.pth"
+
+
+@pytest.fixture(scope="session")
+def clip_weights(golden: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recorded CLIP's state dict, as a file. Only the token embeddings that the prompts use are not zero."""
+    weights: dict[str, Tensor] = {name: value.float() for name, value in golden["clip"].items()}
+    embedding = torch.zeros(golden["config"]["text_cfg"]["vocab_size"], golden["token_rows"].shape[1])
+    embedding[golden["token_ids"]] = golden["token_rows"].float()
+    weights["token_embedding.weight"] = embedding
+    path = tmp_path_factory.mktemp("clip") / "clip.pt"
+    torch.save(weights, path)
+    return path
+
+
+@pytest.fixture
+def make_model(golden: dict[str, Any], clip_weights: Path, official_adapter: Path) -> Callable[..., AprilGanModel]:
+    """Make the plain model that the outputs were recorded with; arguments may be overridden."""
+
+    def make(**overrides: Any) -> AprilGanModel:
+        arguments: dict[str, Any] = {
+            "backbone": BACKBONE,
+            "pretrained": clip_weights,
+            "image_size": golden["size"],
+            "layers": golden["layers"],
+            "reference_layers": golden["reference_layers"],
+            "adapter": official_adapter,
+        }
+        return AprilGanModel(**arguments | overrides)
+
+    return make
+
+
+@pytest.fixture
+def make_lightning_model(clip_weights: Path, official_adapter: Path) -> Callable[..., AprilGan]:
+    """Make anomalib's model of the small CLIP, at 64 px with stages 2 and 4; arguments may be overridden."""
+
+    def make(**overrides: Any) -> AprilGan:
+        arguments: dict[str, Any] = {
+            "backbone": BACKBONE,
+            "pretrained": clip_weights,
+            "image_size": 64,
+            "layers": (2, 4),
+            "adapter": official_adapter,
+        }
+        return AprilGan(**arguments | overrides)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample data set: MVTec AD's folders, three categories, 64 px."""
+    root = tmp_path_factory.mktemp("sample")
+    return write_sample_data(root, ("brick", "coins", "gravel"), size=64, train=6, test=3)
