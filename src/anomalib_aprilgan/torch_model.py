@@ -279,8 +279,8 @@ class AprilGanModel(nn.Module):
         expected = (3, self.image_size, self.image_size)
         if images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != expected:  # noqa: PLR2004
             msg = (
-                f"Expected argument `{name}` to be a tensor of shape (N, {', '.join(map(str, expected))}) with at least "
-                f"one image, but got shape {tuple(images.shape)}. Pass images through the model's pre-processor first."
+                f"Expected argument `{name}` to be a tensor of shape (N, {', '.join(map(str, expected))}) with at "
+                f"least one image, but got shape {tuple(images.shape)}. Use the model's pre-processor."
             )
             raise ValueError(msg)
 
