@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -103,6 +103,11 @@ class StageAdapters(nn.Module):
         self.fc = nn.ModuleList(
             nn.Linear(width, embed_dim) for _ in range(num_stages)
         )  # named as in the authors' files
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights."""
+        for adapter in self.fc:
+            cast("nn.Linear", adapter).reset_parameters()
 
     def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         """Adapt each stage's tokens.

@@ -103,11 +103,11 @@ class AuxiliaryDataset(AnomalibDataset):
         """Return an image, or in its place a mosaic, with its mask and class name."""
         row = self.samples.iloc[index]
         category = self.categories[row.category_index]
-        item = category.dataset[int(row.index_in_category)]
         if self.mosaic_probability and torch.rand(()) < self.mosaic_probability:
             chosen = torch.randint(len(category.dataset), (MOSAIC_TILES,)).tolist()
             image, mask = mosaic([category.dataset[number] for number in chosen])
         else:
+            item = category.dataset[int(row.index_in_category)]
             image, mask = Image(item.image), _mask_of(item)
         if self.augmentations is not None:
             image, mask = self.augmentations(image, mask)
@@ -115,8 +115,8 @@ class AuxiliaryDataset(AnomalibDataset):
             image=image,
             gt_mask=mask,
             gt_label=torch.tensor(int(mask.any())),
-            image_path=item.image_path,
-            mask_path=item.mask_path or "",
+            image_path=str(row.image_path),
+            mask_path=str(row.mask_path or ""),
             class_name=category.class_name,
         )
 

@@ -32,6 +32,7 @@ from anomalib_aprilgan.references import (
     read_references,
 )
 from anomalib_aprilgan.scoring import image_score
+from anomalib_aprilgan.seeding import apply_command_line_seed
 from anomalib_aprilgan.torch_model import AprilGanModel
 from anomalib_aprilgan_plugin import load_plugins
 
@@ -63,7 +64,7 @@ class AprilGan(AnomalibModule):
             of a checkpoint, or ``None`` to train adapters.
         class_name: Name of the object or surface. ``None``: the datamodule's category, or ``"object"``.
         k_shot: Number of normal reference images; 0 is zero-shot. They are drawn without replacement, by the seed of
-            ``seed_everything`` plus that of the datamodule.
+            ``seed_everything``.
         few_shot_source: Where to draw from: a folder, one image, or a text file that lists image paths. ``None``: the
             normal images of the datamodule's training split.
         learning_rate: Of Adam, for the adapters.
@@ -190,6 +191,12 @@ class AprilGan(AnomalibModule):
 
     # ---- Before a stage ---------------------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Apply the command line's seed, also to fresh adapters, which were made before it could be known."""
+        is_new = self.trainer.ckpt_path is None and not self.model.trained_on
+        if apply_command_line_seed(self.trainer) and stage == "fit" and is_new:
+            self.model.adapters.reset_parameters()
+
     def on_train_start(self) -> None:
         """Note what the adapters see."""
         datamodule = self._datamodule
@@ -272,7 +279,7 @@ class AprilGan(AnomalibModule):
         if self._is_restored and self.model.is_few_shot:
             return
         datamodule = self._datamodule
-        seed = torch.initial_seed() + (getattr(datamodule, "seed", None) or 0)
+        seed = torch.initial_seed()  # what was set last, however many random numbers have been drawn since
         if self.few_shot_source is not None:
             drawn_from: object = (self.few_shot_source, seed)
             if drawn_from == self._references_drawn_from:

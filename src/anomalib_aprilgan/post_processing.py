@@ -7,11 +7,13 @@ from types import SimpleNamespace
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
+from anomalib.metrics import F1AdaptiveThreshold
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from torchmetrics.utilities.data import dim_zero_cat
 
-__all__ = ["AprilGanPostProcessor", "Calibratable"]
+__all__ = ["AprilGanPostProcessor", "Calibratable", "MidwayThreshold"]
 
 THRESHOLD = 0.5
 """Of probabilities, and of maps made of them, as long as no validation data tell a better one."""
@@ -25,8 +27,26 @@ class Calibratable(Protocol):
         """Return the final scores and labels of this process's validation images; ``None`` if they were final."""
 
 
+class MidwayThreshold(F1AdaptiveThreshold):
+    """anomalib's F1-adaptive threshold, moved midway to the next lower score, or to 0.
+
+    anomalib's is itself a score, that of the least anomalous image which should be called anomalous; as only scores
+    above the threshold are, that image would be called normal, or not, by the last digit. Without anomalous images
+    anomalib takes the largest score, and so does this.
+    """
+
+    def compute(self) -> Tensor:  # type: ignore[override]  # as anomalib's
+        """Return the threshold."""
+        threshold: Tensor = super().compute()
+        if not self._has_anomalous_samples():
+            return threshold
+        scores = dim_zero_cat(self.preds)
+        lower = torch.cat([scores[scores < threshold], torch.zeros_like(scores[:1])])  # no score is below 0
+        return (threshold + lower.max()) / 2
+
+
 class AprilGanPostProcessor(PostProcessor):
-    """anomalib's post-processor, with three changes.
+    """anomalib's post-processor, with four changes.
 
     It keeps the order of scores: anomalib's clips whatever lies more than half the range from the threshold, which ties
     the most anomalous pixels and images and so changes every metric. Here two straight lines join smallest value,
@@ -34,6 +54,8 @@ class AprilGanPostProcessor(PostProcessor):
 
     It waits with the image threshold until few-shot scores are final, which they are when the whole validation set has
     been seen (min-max scaling of the map maximum).
+
+    Its image threshold lies between two scores (:class:`MidwayThreshold`).
 
     And it is defined without validation data: then scores and maps are normalised by the values that they can have at
     all, with the threshold at a probability of one half.
@@ -61,6 +83,7 @@ class AprilGanPostProcessor(PostProcessor):
             image_sensitivity=image_sensitivity,
             pixel_sensitivity=pixel_sensitivity,
         )
+        self._image_threshold_metric = MidwayThreshold(fields=["pred_score", "gt_label"], strict=False)
         self.reset_calibration()
 
     def reset_calibration(self, largest_map_value: float = 1.0) -> None:

@@ -1,0 +1,600 @@
+"""The model in anomalib's hands: engine, checkpoints, scores, references."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anomalib import LearningType
+from anomalib.data import Folder, InferenceBatch, MVTecAD, Visa
+from anomalib.engine import Engine
+from anomalib.post_processing import PostProcessor
+from anomalib.visualization import ImageVisualizer
+from lightning import seed_everything
+from PIL import Image
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
+from torch import Tensor
+
+from anomalib_aprilgan import AprilGan, AuxiliaryDataModule
+from anomalib_aprilgan.published import PUBLISHED
+
+MakeModel = Callable[..., AprilGan]
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Callable[..., Engine]:
+    """Make an engine that writes to a folder of this test."""
+
+    def make(**arguments: Any) -> Engine:
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+        return Engine(accelerator="cpu", devices=1, default_root_dir=tmp_path / "results", **quiet | arguments)
+
+    return make
+
+
+def data(root: Path, category: str = "gravel", **arguments: Any) -> MVTecAD:
+    return MVTecAD(root, category=category, **{"num_workers": 0, "eval_batch_size": 5} | arguments)
+
+
+def raw_evidence(model: AprilGan, root: Path, category: str = "gravel") -> tuple[list[str], Tensor, Tensor]:
+    """Score a category's test images one by one with the plain model: paths, probabilities, maps."""
+    paths = sorted(map(str, (root / category / "test").rglob("*.png")))
+    evidence = []
+    for path in paths:
+        with Image.open(path) as image:
+            array = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
+        with torch.no_grad():
+            evidence.append(model.model.weigh(model.pre_processor.transform(array)[None]))
+    return paths, torch.cat([one.probability for one in evidence]), torch.cat([one.anomaly_map for one in evidence])
+
+
+def predictions(batches: list[Any]) -> dict[str, tuple[float, bool, Tensor]]:
+    """By image path: score, label and map."""
+    return {
+        path: (float(batch.pred_score[index]), bool(batch.pred_label[index]), batch.anomaly_map[index])
+        for batch in batches
+        for index, path in enumerate(batch.image_path)
+    }
+
+
+# ---- Learning type, components, arguments ---------------------------------------------------------------------------
+
+
+def test_learning_type(make_lightning_model: MakeModel) -> None:
+    assert make_lightning_model().learning_type == LearningType.ZERO_SHOT
+    assert make_lightning_model(k_shot=2).learning_type == LearningType.FEW_SHOT
+    assert make_lightning_model(adapter=None).learning_type == LearningType.ONE_CLASS
+
+
+def test_default_components(make_lightning_model: MakeModel) -> None:
+    model = make_lightning_model()
+    assert [metric.name for metric in model.evaluator.test_metrics] == [
+        "image_AUROC",
+        "image_F1Max",
+        "image_AUPR",
+        "pixel_AUROC",
+        "pixel_F1Max",
+        "pixel_AUPR",
+        "pixel_AUPRO",
+    ]
+    assert isinstance(model.visualizer, ImageVisualizer)
+    assert model.input_size == (64, 64)
+    assert make_lightning_model(pre_processor=False, visualizer=False).pre_processor is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k_shot": -1}, "`k_shot`.*-1"),
+        ({"k_shot": 1.5}, "`k_shot`.*1.5"),
+        ({"k_shot": True}, "`k_shot`.*True"),
+        ({"class_name": ""}, "`class_name`"),
+        ({"class_name": "  "}, "`class_name`"),
+        ({"few_shot_source": "folder"}, "`k_shot`.*folder"),
+        ({"learning_rate": 0.0}, "`learning_rate`"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, Any], message: str, make_lightning_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_lightning_model(**arguments)
+
+
+# ---- Scores ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k_shot", [0, 3])
+def test_the_engines_metrics_are_the_authors(
+    k_shot: int, make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
+) -> None:
+    """Validation on the test split: every metric as scikit-learn computes it from the authors' raw scores."""
+    seed_everything(1)
+    model = make_lightning_model(k_shot=k_shot, visualizer=False)
+    (results,) = engine().test(model, datamodule=data(sample_root))
+
+    paths, probability, maps = raw_evidence(model, sample_root)
+    score = probability
+    if k_shot:
+        map_max = maps.amax(dim=(1, 2))
+        score = 0.5 * (probability + (map_max - map_max.min()) / (map_max.max() - map_max.min()))
+    labels = np.array(["good" not in path for path in paths])
+    masks = []
+    for path in paths:
+        mask = Path(path.replace("/test/", "/ground_truth/").replace(".png", "_mask.png"))
+        masks.append(np.array(Image.open(mask)) > 0 if mask.is_file() else np.zeros((64, 64), dtype=bool))
+
+    image, pixel = (labels, score.numpy()), (np.stack(masks).ravel(), maps.flatten().numpy())
+    for level, (truth, value) in (("image", image), ("pixel", pixel)):
+        precision, recall, _ = precision_recall_curve(truth, value)
+        f1_max = (2 * precision * recall / (precision + recall).clip(1e-12)).max()
+        assert results[f"{level}_AUROC"] == pytest.approx(roc_auc_score(truth, value), abs=1e-5)
+        assert results[f"{level}_AUPR"] == pytest.approx(average_precision_score(truth, value), abs=1e-5)
+        assert results[f"{level}_F1Max"] == pytest.approx(f1_max, abs=1e-5)
+
+
+def test_few_shot_scores_rank_as_the_authors(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
+) -> None:
+    model = make_lightning_model(k_shot=2, visualizer=False)
+    datamodule = data(sample_root)
+    runner = engine()
+    runner.validate(model, datamodule=datamodule)
+    found = predictions(runner.predict(model, datamodule=datamodule))
+
+    paths, probability, maps = raw_evidence(model, sample_root)
+    map_max = maps.amax(dim=(1, 2))
+    authors = 0.5 * (probability + (map_max - map_max.min()) / (map_max.max() - map_max.min()))
+    assert model.model.map_range.tolist() == pytest.approx([float(bound) for bound in map_max.aminmax()], abs=1e-6)
+    assert sorted(paths, key=lambda path: found[path][0]) == [paths[index] for index in authors.argsort()]
+    scores = np.array([found[path][0] for path in paths])
+    assert scores.min() == 0
+    assert scores.max() == 1
+    # The labels reach the largest F1 that any threshold gives.
+    truth = np.array(["good" not in path for path in paths])
+    labels = np.array([found[path][1] for path in paths])
+    assert labels.tolist() == (authors > model.post_processor.image_threshold).tolist()
+    assert f1_score(truth, labels) == pytest.approx(max(f1_score(truth, authors >= value) for value in authors))
+    assert len(set(scores.tolist())) == len(paths)  # no two scores are tied
+
+
+@pytest.mark.parametrize("k_shot", [0, 2])
+def test_without_validation_data_everything_is_defined(
+    k_shot: int, make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
+) -> None:
+    source = {"few_shot_source": sample_root / "gravel" / "train", "k_shot": k_shot} if k_shot else {}
+    model = make_lightning_model(class_name="gravel", **source)
+    batches = engine().predict(model, data_path=sample_root / "gravel" / "test")
+    found = predictions(batches)
+    assert len(found) == 12
+    paths, probability, maps = raw_evidence(model, sample_root)
+    score = probability
+    if k_shot:
+        largest = 1 + 2 * 2 / 2  # two stages of probabilities in [0, 1], two of distances in [0, 2], by two
+        score = 0.5 * (probability + maps.amax(dim=(1, 2)) / largest)
+    for path, expected, raw_map in zip(paths, score, maps, strict=True):
+        value, label, anomaly_map = found[path]
+        assert value == pytest.approx(float(expected), abs=1e-5)
+        assert label == (value > 0.5)
+        assert anomaly_map.isfinite().all()
+        assert 0 <= anomaly_map.min() <= anomaly_map.max() <= 1
+        assert torch.equal(anomaly_map > 0.5, raw_map > 0.5)
+        if not k_shot:
+            assert torch.allclose(anomaly_map, raw_map, atol=1e-6)
+
+
+def test_a_stock_post_processor_works_too(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
+) -> None:
+    model = make_lightning_model(k_shot=2, post_processor=PostProcessor(), visualizer=False)
+    (results,) = engine().test(model, datamodule=data(sample_root))
+    assert all(np.isfinite(list(results.values())))
+
+
+def test_images_without_masks_give_image_metrics(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
+) -> None:
+    datamodule = Folder(
+        name="coins",
+        root=sample_root / "coins",
+        normal_dir="train/good",
+        normal_test_dir="test/good",
+        abnormal_dir="test/stain",
+        num_workers=0,
+        val_split_mode="same_as_test",
+    )
+    model = make_lightning_model(visualizer=False)
+    (results,) = engine().test(model, datamodule=datamodule)
+    assert 0 <= results["image_AUROC"] <= 1
+    assert model.model.class_name == "object"  # a Folder has no category
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_mixed_precision_gives_nearly_the_same(
+    precision: str, make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
+) -> None:
+    folder = sample_root / "gravel" / "test" / "stain"
+    full, mixed = (
+        predictions(engine(precision=one).predict(make_lightning_model(visualizer=False), data_path=folder))
+        for one in ("32-true", precision)
+    )
+    for path, (score, _, anomaly_map) in full.items():
+        assert mixed[path][0] == pytest.approx(score, abs=0.05)
+        assert (mixed[path][2] - anomaly_map).abs().mean() < 0.05
+        assert mixed[path][2].dtype == torch.float32
+
+
+# ---- Class name -----------------------------------------------------------------------------------------------------
+
+
+def test_class_name_is_argument_else_category_else_object(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
+) -> None:
+    named, from_data, plain = make_lightning_model(class_name="pebble"), make_lightning_model(), make_lightning_model()
+    engine().validate(named, datamodule=data(sample_root))
+    assert named.model.class_name == "pebble"
+    engine().validate(from_data, datamodule=data(sample_root))
+    assert from_data.model.class_name == "gravel"
+    engine().predict(plain, data_path=sample_root / "gravel" / "test" / "stain" / "000.png")
+    assert plain.model.class_name == "object"
+
+
+def test_one_model_follows_from_category_to_category(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
+) -> None:
+    model = make_lightning_model(k_shot=2, visualizer=False)
+    results = [engine().test(model, datamodule=data(sample_root, name)) for name in ("gravel", "coins")]
+    assert model.model.class_name == "coins"
+    assert all("/coins/train/" in path for path in model.reference_files)
+    seed = torch.initial_seed()
+    fresh = make_lightning_model(k_shot=2, visualizer=False)
+    torch.manual_seed(seed)
+    assert engine().test(fresh, datamodule=data(sample_root, "coins")) == results[1]
+
+
+# ---- References -----------------------------------------------------------------------------------------------------
+
+
+def references(model: AprilGan, engine: Callable[..., Engine], root: Path, seed: int, **arguments: Any) -> list[str]:
+    seed_everything(seed)
+    engine().validate(model, datamodule=data(root, **arguments))
+    return [str(Path(path).relative_to(root)) for path in model.reference_files]
+
+
+def test_references_depend_on_the_seed_alone(
+    make_lightning_model: MakeModel,
+    engine: Callable[..., Engine],
+    sample_root: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="anomalib_aprilgan")
+    drawn = references(make_lightning_model(k_shot=3), engine, sample_root, 7)
+    assert len(set(drawn)) == 3
+    assert all(path.startswith("gravel/train/good/") for path in drawn)
+    assert all(Path(path).name in caplog.text for path in drawn)
+    assert references(make_lightning_model(k_shot=3), engine, sample_root, 7, train_batch_size=1) == drawn
+    others = {tuple(references(make_lightning_model(k_shot=3), engine, sample_root, seed)) for seed in range(4)}
+    assert len(others) > 1
+
+
+def test_references_from_a_folder_an_image_and_a_list(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path, tmp_path: Path
+) -> None:
+    folder = sample_root / "coins" / "train" / "good"
+    image = folder / "001.png"
+    listed = tmp_path / "references.txt"
+    listed.write_text(f"# two of them\n{folder / '002.png'}\n\n{folder / '004.png'}\n", encoding="utf-8")
+    for source, k_shot, expected in (
+        (folder, 6, {f"00{number}.png" for number in range(6)}),
+        (image, 1, {"001.png"}),
+        (listed, 2, {"002.png", "004.png"}),
+    ):
+        model = make_lightning_model(k_shot=k_shot, few_shot_source=source, class_name="coins", visualizer=False)
+        engine().predict(model, data_path=sample_root / "coins" / "test" / "stain")
+        assert {Path(path).name for path in model.reference_files} == expected
+        assert model.model.k_shot == k_shot
+
+
+def test_too_few_references_are_refused(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"k_shot=7.*there are 6"):
+        engine().validate(make_lightning_model(k_shot=7), datamodule=data(sample_root))
+
+
+def test_references_need_somewhere_to_come_from(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
+) -> None:
+    with pytest.raises(RuntimeError, match=r"k_shot=2.*few_shot_source"):
+        engine().predict(make_lightning_model(k_shot=2), data_path=sample_root / "coins" / "test")
+
+
+# ---- Checkpoints ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k_shot", [0, 2])
+def test_a_restored_model_scores_as_before(
+    k_shot: int, make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
+) -> None:
+    folder = sample_root / "gravel" / "test"
+    model = make_lightning_model(k_shot=k_shot, visualizer=False)
+    runner = engine()
+    runner.fit(model, datamodule=data(sample_root))
+    path = runner.best_model_path
+    before = predictions(engine().predict(model, data_path=folder))
+
+    checkpoint = torch.load(path, weights_only=True)
+    assert not [name for name in checkpoint["state_dict"] if "clip" in name]
+    state = checkpoint["state_dict"]["model._extra_state"]
+    assert state["class_name"] == "gravel"
+    assert tuple(state["reference_files"]) == model.reference_files
+
+    restored = AprilGan.load_from_checkpoint(path, visualizer=False)
+    through_engine = make_lightning_model(k_shot=k_shot, visualizer=False)
+    for name, after in (
+        ("load_from_checkpoint", predictions(engine().predict(restored, data_path=folder))),
+        ("ckpt_path", predictions(engine().predict(through_engine, data_path=folder, ckpt_path=path))),
+    ):
+        for image, (score, label, anomaly_map) in before.items():
+            assert after[image][:2] == (score, label), name
+            assert torch.equal(after[image][2], anomaly_map), name
+    for other in (restored, through_engine):
+        assert other.reference_files == model.reference_files
+        assert other.model.class_name == "gravel"
+
+
+def test_a_checkpoint_needs_neither_its_adapter_file_nor_its_references(
+    make_lightning_model: MakeModel,
+    engine: Callable[..., Engine],
+    sample_root: Path,
+    official_adapter: Path,
+    tmp_path: Path,
+) -> None:
+    adapter = Path(shutil.copy(official_adapter, tmp_path / "adapter.pth"))
+    source = Path(shutil.copytree(sample_root / "gravel" / "train", tmp_path / "references"))
+    model = make_lightning_model(adapter=adapter, k_shot=2, few_shot_source=source)
+    runner = engine()
+    runner.fit(model, datamodule=data(sample_root))
+    adapter.unlink()
+    shutil.rmtree(source)
+    restored = AprilGan.load_from_checkpoint(runner.best_model_path)
+    assert engine().predict(restored, data_path=sample_root / "gravel" / "test" / "stain")
+    for name, value in model.model.adapters.state_dict().items():
+        assert torch.equal(value, restored.model.adapters.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layers": (1, 4), "adapter": None}, r"layers \(2, 4\) against the model's \(1, 4\)"),
+        ({"quick_gelu": True, "adapter": None}, "quick_gelu False against the model's True"),
+        ({"pretrained": None, "adapter": None}, "other CLIP weights"),
+        ({"reference_layers": (1,)}, r"reference_layers \(2, 4\) against the model's \(1,\)"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_explained(
+    arguments: dict[str, Any],
+    message: str,
+    make_lightning_model: MakeModel,
+    engine: Callable[..., Engine],
+    sample_root: Path,
+) -> None:
+    runner = engine()
+    runner.fit(make_lightning_model(), datamodule=data(sample_root))
+    with pytest.raises(ValueError, match=message):
+        engine().test(make_lightning_model(**arguments), datamodule=data(sample_root), ckpt_path=runner.best_model_path)
+
+
+def test_a_checkpoint_stays_with_its_class(
+    make_lightning_model: MakeModel,
+    engine: Callable[..., Engine],
+    sample_root: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runner = engine()
+    runner.fit(make_lightning_model(k_shot=2), datamodule=data(sample_root))
+    path = runner.best_model_path
+    restored = AprilGan.load_from_checkpoint(path)
+    engine().validate(restored, datamodule=data(sample_root, "coins"))
+    assert restored.model.class_name == "gravel"
+    assert "'coins'" in caplog.text
+    renamed = AprilGan.load_from_checkpoint(path, class_name="pebble")
+    engine().validate(renamed, datamodule=data(sample_root))
+    assert renamed.model.class_name == "pebble"
+
+
+# ---- Adapters: which, and their training ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("tested", "expected"), [("visa", "mvtec"), ("mvtec", "visa"), ("folder", "visa")])
+def test_auto_takes_the_adapters_that_have_not_seen_the_data(
+    tested: str,
+    expected: str,
+    make_lightning_model: MakeModel,
+    engine: Callable[..., Engine],
+    sample_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="anomalib_aprilgan")
+    loaded: list[str] = []
+    monkeypatch.setattr(
+        "anomalib_aprilgan.torch_model.AprilGanModel.load_adapters", lambda _, name: loaded.append(name)
+    )
+    if tested == "visa":
+        shutil.copytree(sample_root, tmp_path / "visa" / "visa_pytorch")
+        datamodule: Any = Visa(tmp_path / "visa", category="gravel", num_workers=0)
+    else:
+        datamodule = data(sample_root)
+    model = make_lightning_model(adapter="auto", visualizer=False)
+    if tested == "folder":
+        engine().predict(model, data_path=sample_root / "gravel" / "test" / "stain")
+    else:
+        engine().test(model, datamodule=datamodule)
+    assert loaded == [expected]
+    assert f"Adapters: '{expected}'" in caplog.text
+
+
+def test_published_adapters_are_refused_for_another_backbone(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
+) -> None:
+    assert set(PUBLISHED) == {"mvtec", "visa"}
+    with pytest.raises(ValueError, match=r"'ViT-L-14-336' against the model's 'golden-vit'"):
+        make_lightning_model(adapter="visa")
+    with pytest.raises(ValueError, match=r"'ViT-L-14-336' against the model's 'golden-vit'"):
+        engine().validate(make_lightning_model(adapter="auto"), datamodule=data(sample_root))
+
+
+def train(
+    model: AprilGan, engine: Callable[..., Engine], root: Path, epochs: int, ckpt_path: str | None = None, **kw: Any
+) -> Engine:
+    runner = engine(max_epochs=epochs)
+    source = data(root, "brick")
+    arguments = {"categories": ["brick", "coins"], "train_batch_size": 4, "num_workers": 0} | kw
+    runner.fit(model, datamodule=AuxiliaryDataModule(source=source, **arguments), ckpt_path=ckpt_path)
+    return runner
+
+
+def adapter_weights(model: AprilGan) -> Tensor:
+    return torch.cat([value.flatten() for value in model.model.adapters.state_dict().values()])
+
+
+def test_training_changes_the_adapters_alone_and_lowers_the_loss(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
+) -> None:
+    seed_everything(0)
+    model = make_lightning_model(adapter=None)
+    frozen = {name: value.clone() for name, value in model.model.clip.named_parameters()}
+    before = adapter_weights(model)
+    runner = train(model, engine, sample_root, 1)
+    first = float(runner.trainer.callback_metrics["train_loss_epoch"])
+    assert not torch.equal(adapter_weights(model), before)
+    assert all(torch.equal(value, frozen[name]) for name, value in model.model.clip.named_parameters())
+    assert [name for name, value in model.named_parameters() if value.requires_grad] == [
+        f"model.adapters.fc.{number}.{part}" for number in (0, 1) for part in ("weight", "bias")
+    ]
+    assert not model.model.clip.training
+    runner = train(model, engine, sample_root, 4)
+    assert float(runner.trainer.callback_metrics["train_loss_epoch"]) < first
+
+
+def test_training_reproduces(make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path) -> None:
+    weights = []
+    for seed in (5, 5, 6):
+        seed_everything(seed)
+        model = make_lightning_model(adapter=None)
+        train(model, engine, sample_root, 1, mosaic_probability=0.5)
+        weights.append(adapter_weights(model))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_resumed_training_ends_as_an_uninterrupted_one(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
+) -> None:
+    seed_everything(5)
+    whole = make_lightning_model(adapter=None)
+    train(whole, engine, sample_root, 2)
+    seed_everything(5)
+    runner = train(make_lightning_model(adapter=None), engine, sample_root, 1)
+    seed_everything(5)
+    resumed = make_lightning_model(adapter=None)
+    train(resumed, engine, sample_root, 2, ckpt_path=runner.best_model_path)
+    assert torch.allclose(adapter_weights(resumed), adapter_weights(whole), atol=1e-6)
+
+
+def test_training_watches_unseen_data_and_its_checkpoint_is_an_adapter(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
+) -> None:
+    seed_everything(0)
+    model = make_lightning_model(adapter=None)
+    runner = train(model, engine, sample_root, 2, validation=data(sample_root, "gravel"))
+    assert not torch.equal(model.post_processor.pixel_max, torch.tensor(1.0))  # validation has been seen
+    tester = make_lightning_model(adapter=runner.best_model_path)
+    assert tester.model.trained_on == ("MVTecAD/brick", "MVTecAD/coins")
+    assert torch.equal(adapter_weights(tester), adapter_weights(model))
+    (results,) = engine().test(tester, datamodule=data(sample_root, "gravel"))
+    assert all(np.isfinite(list(results.values())))
+
+
+def test_train_fits_and_tests_on_the_validation_data(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
+) -> None:
+    datamodule = AuxiliaryDataModule(
+        source=data(sample_root, "brick"),
+        categories=["brick"],
+        validation=data(sample_root, "gravel"),
+        num_workers=0,
+    )
+    (results,) = engine(max_epochs=1).train(make_lightning_model(adapter=None), datamodule=datamodule)
+    assert 0 <= results["pixel_AUROC"] <= 1
+    datamodule = AuxiliaryDataModule(source=data(sample_root, "brick"), categories=["brick"], num_workers=0)
+    assert engine(max_epochs=1).train(make_lightning_model(adapter=None), datamodule=datamodule) == []
+
+
+def test_training_without_masks_is_refused(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
+) -> None:
+    folder = Folder(
+        name="coins",
+        root=sample_root / "coins",
+        normal_dir="train/good",
+        abnormal_dir="test/stain",
+        num_workers=0,
+        val_split_mode="same_as_test",
+    )
+    with pytest.raises(ValueError, match="AuxiliaryDataModule"):
+        engine(max_epochs=1).fit(make_lightning_model(adapter=None), datamodule=folder)
+
+
+# ---- Files and export -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_images_of_any_mode_and_size_are_predicted(
+    mode: str, make_lightning_model: MakeModel, engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    pixels = Image.fromarray(rng.integers(0, 256, (37, 91, 3), dtype=np.uint8))
+    pixels.convert(mode).save(folder / "odd.png")
+    ((batch),) = engine().predict(make_lightning_model(), data_path=folder)
+    assert batch.anomaly_map.shape == (1, 64, 64)
+    assert batch.pred_score.isfinite().all()
+
+
+def test_unusable_images_are_all_named_before_any_is_predicted(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine], tmp_path: Path, sample_root: Path
+) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(sample_root / "coins" / "test" / "stain", folder)
+    Image.fromarray(np.full((40, 40), 40000, dtype=np.uint16)).save(folder / "deep.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    whole = (folder / "000.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"(?s)broken\.png.*cut\.png.*deep\.png.*8 bits"):
+        engine().predict(make_lightning_model(), data_path=folder)
+    assert not list((tmp_path / "results").rglob("images/*"))
+
+
+def test_export_to_torch_scores_as_the_engine(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
+) -> None:
+    model = make_lightning_model(visualizer=False, k_shot=2)
+    datamodule = data(sample_root)
+    runner = engine()
+    runner.fit(model, datamodule=datamodule)
+    path = runner.export(make_lightning_model(), export_type="torch", ckpt_path=runner.best_model_path)
+    exported = torch.load(path, weights_only=False)["model"].eval()
+    found = predictions(engine().predict(model, data_path=sample_root / "gravel" / "test"))
+    for image, (score, label, anomaly_map) in found.items():
+        with Image.open(image) as opened:
+            array = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1)[None] / 255
+        prediction: InferenceBatch = exported(array)
+        assert float(prediction.pred_score) == pytest.approx(score, abs=1e-5)
+        assert bool(prediction.pred_label) == label
+        assert torch.allclose(prediction.anomaly_map[0], anomaly_map, atol=1e-5)
