@@ -4,9 +4,12 @@
 """Discovery by anomalib, without any import by the user.
 
 anomalib has no plugin discovery of its own, so this module gives it one. torch calls :func:`install` at the end of
-``import torch`` (entry-point group ``torch.backends``), which puts a finder on ``sys.meta_path``. When
-``anomalib.models`` is imported later, the finder removes itself, lets the import run, and then loads what installed
-packages announce in the entry-point groups ``anomalib.models`` and ``anomalib.data``.
+``import torch`` (entry-point group ``torch.backends``), which arranges that once ``anomalib.models`` has been imported,
+what installed packages announce in the entry-point groups ``anomalib.models`` and ``anomalib.data`` is loaded.
+
+There are two ways there. If ``anomalib.models`` is imported after torch, a finder on ``sys.meta_path`` sees it coming,
+removes itself and wraps its loader. If ``anomalib.models`` is what imports torch, its import is under way already; then
+the package ``anomalib`` is watched until the finished module is bound to it.
 
 Only the standard library is imported here, the work at ``import torch`` is one list insertion, and nothing is ever
 raised: a package that cannot be loaded is named in a warning. The module lives beside the package, not in it, so that
@@ -27,6 +30,7 @@ __all__ = ["install", "load_plugins"]
 
 SWITCH = "ANOMALIB_APRILGAN_AUTOLOAD"
 HOST = "anomalib.models"
+PARENT, _, CHILD = HOST.partition(".")
 GROUPS = ("anomalib.models", "anomalib.data")
 
 
@@ -34,7 +38,9 @@ def install() -> None:
     """Wait for the import of ``anomalib.models``; do nothing if it is switched off or already waiting."""
     if os.environ.get(SWITCH, "1").lower() in {"0", "false", "off", "no"}:
         return
-    if not any(isinstance(finder, _HostFinder) for finder in sys.meta_path):
+    if HOST in sys.modules:
+        _watch(sys.modules[PARENT])
+    elif not any(isinstance(finder, _HostFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _HostFinder())
 
 
@@ -71,7 +77,25 @@ def load_plugins() -> None:
 def _is_being_imported(module_name: str, attribute: str) -> bool:
     """Whether a plugin is itself the one that is importing anomalib right now; it then calls `load_plugins` later."""
     module = sys.modules.get(module_name)
-    return module is not None and not hasattr(module, attribute)
+    is_initializing = getattr(getattr(module, "__spec__", None), "_initializing", False)
+    return is_initializing and not hasattr(module, attribute)
+
+
+def _watch(package: ModuleType) -> None:
+    """Load the plugins as soon as the import system binds the host to its package."""
+    if hasattr(package, CHILD):
+        load_plugins()
+        return
+    plain = type(package)
+
+    class Watched(plain):  # type: ignore[misc, valid-type]
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if name == CHILD:
+                self.__class__ = plain  # type: ignore[assignment]
+                load_plugins()
+
+    package.__class__ = Watched
 
 
 class _HostFinder(MetaPathFinder):

@@ -1,0 +1,70 @@
+"""Imports go one way: equations at the bottom, anomalib above them, the command line on top."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import anomalib_aprilgan
+
+PACKAGE = Path(anomalib_aprilgan.__file__).parent
+
+LAYERS = [
+    {"cli"},
+    {"lightning_model"},
+    {"post_processing", "pre_processing", "references", "seeding", "datamodule", "sample_data"},
+    {"torch_model"},
+    {"published"},
+    {"clip", "adapters", "memory_bank", "scoring", "losses", "prompts"},
+]
+"""From top to bottom; a file may import those below its own layer."""
+
+HOST = {"anomalib", "lightning"}
+KNOW_THE_HOST = {"lightning_model", "post_processing", "pre_processing", "references", "seeding", "datamodule"}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every imported module, wherever in the file."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+        elif isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+    return names
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+def test_every_file_has_its_layer() -> None:
+    assert {path.stem for path in FILES} == set.union(*LAYERS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_imports_point_downwards(path: Path) -> None:
+    depth = next(depth for depth, layer in enumerate(LAYERS) if path.stem in layer)
+    below = set().union(*LAYERS[depth + 1 :])
+    ours = {name.partition(".")[2] for name in imports_of(path) if name.startswith("anomalib_aprilgan.")}
+    assert ours <= below
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_only_one_file_imports_open_clip(path: Path) -> None:
+    assert ("open_clip" in {name.partition(".")[0] for name in imports_of(path)}) == (path.stem == "clip")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_only_the_upper_files_know_the_host(path: Path) -> None:
+    """The plain model needs anomalib for one thing: the type of its prediction."""
+    host = {name for name in imports_of(path) if name.partition(".")[0] in HOST}
+    if path.stem == "torch_model":
+        assert host == {"anomalib.data"}
+    else:
+        assert not host or path.stem in KNOW_THE_HOST
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_lowest_files_import_none_of_ours(path: Path) -> None:
+    if path.stem in LAYERS[-1]:
+        assert not [name for name in imports_of(path) if name.startswith("anomalib_aprilgan")]
