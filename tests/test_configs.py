@@ -1,0 +1,90 @@
+"""Every file in configs/ is run, through anomalib's own command line, with a small backbone and the sample data."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from anomalib.cli.cli import AnomalibCLI
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture
+def in_small(clip_weights: Path, official_adapter: Path) -> dict[str, object]:
+    """Arguments that make the model small."""
+    return {
+        "backbone": "golden-vit",
+        "pretrained": str(clip_weights),
+        "image_size": 64,
+        "layers": [2, 4],
+        "adapter": str(official_adapter),
+    }
+
+
+def options(arguments: dict[str, object], prefix: str) -> list[str]:
+    return [f"--{prefix}.{name}={value}" for name, value in arguments.items()]
+
+
+@pytest.fixture
+def visa_root(sample_root: Path, tmp_path: Path) -> Path:
+    shutil.copytree(sample_root, tmp_path / "visa" / "visa_pytorch")
+    return tmp_path / "visa"
+
+
+@pytest.mark.parametrize("name", ["mvtec_zero_shot", "mvtec_few_shot", "visa_zero_shot", "visa_few_shot"])
+def test_tests(name: str, in_small: dict[str, object], sample_root: Path, visa_root: Path, tmp_path: Path) -> None:
+    root = visa_root if name.startswith("visa") else sample_root
+    own = {"root": root, "category": "gravel", "num_workers": 0}
+    arguments = ["test", "--config", str(CONFIGS / f"{name}.yaml"), *options(in_small, "model.init_args")]
+    arguments += [*options(own, "data.init_args"), "--trainer.accelerator=cpu", f"--default_root_dir={tmp_path}"]
+    cli = AnomalibCLI(arguments)
+    assert cli.model.model.class_name == "gravel"
+    assert cli.model.model.k_shot == (4 if "few" in name else 0)
+    metrics = cli.engine.trainer.callback_metrics
+    assert set(metrics) == {f"image_{metric}" for metric in ("AUROC", "F1Max", "AUPR")} | {
+        f"pixel_{metric}" for metric in ("AUROC", "F1Max", "AUPR", "AUPRO")
+    }
+
+
+@pytest.mark.parametrize("name", ["train_on_mvtec", "train_on_visa"])
+def test_training(name: str, in_small: dict[str, object], sample_root: Path, visa_root: Path, tmp_path: Path) -> None:
+    root = visa_root if "visa" in name else sample_root
+    arguments = ["fit", "--config", str(CONFIGS / f"{name}.yaml")]
+    arguments += options({**in_small, "adapter": "null"}, "model.init_args")
+    arguments += [f"--data.init_args.source.init_args.root={root}", "--data.init_args.num_workers=0"]
+    arguments += ["--data.init_args.source.init_args.category=gravel", "--trainer.max_epochs=1"]
+    arguments += ["--trainer.accelerator=cpu", f"--default_root_dir={tmp_path / 'results'}"]
+    cli = AnomalibCLI(arguments)
+    assert cli.model.model.trained_on == tuple(
+        f"{'Visa' if 'visa' in name else 'MVTecAD'}/{category}" for category in ("brick", "coins", "gravel")
+    )
+    (checkpoint,) = (tmp_path / "results").rglob("*.ckpt")
+    assert checkpoint.stat().st_size < 1e6
+
+
+def test_benchmark(
+    in_small: dict[str, object], sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = yaml.safe_load((CONFIGS / "benchmark.yaml").read_text(encoding="utf-8"))
+    config["benchmark"]["model"]["init_args"] |= in_small | {"k_shot": {"grid": [0, 2]}}
+    config["benchmark"]["data"]["init_args"] |= {"root": str(sample_root), "num_workers": 0}
+    config["benchmark"]["data"]["init_args"]["category"] = {"grid": ["coins", "gravel"]}
+    (tmp_path / "benchmark.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    AnomalibCLI(["benchmark", "--config", "benchmark.yaml"])
+    (table,) = tmp_path.rglob("results.csv")
+    rows = pd.read_csv(table)
+    assert len(rows) == 4
+    assert rows["image_AUROC"].between(0, 1).all()
+    assert rows.groupby("model.init_args.k_shot").size().to_dict() == {0: 2, 2: 2}
+
+
+def test_every_config_opens_with_its_launch_line() -> None:
+    paths = sorted(CONFIGS.glob("*.yaml"))
+    assert len(paths) == 7
+    for path in paths:
+        head = path.read_text(encoding="utf-8").splitlines()[1]
+        verb = "fit" if "train" in path.stem else "benchmark" if path.stem == "benchmark" else "test"
+        assert head.startswith(f"#   anomalib {verb} --config configs/{path.name}")
