@@ -1,0 +1,112 @@
+"""Every command and every piece of Python in the README is run, in order, with a small backbone.
+
+The commands that set up environments are run by CI, with the very words of the README.
+"""
+
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from anomalib.cli.cli import AnomalibCLI
+
+from anomalib_aprilgan import AprilGan, lightning_model
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Each command line of the README's bash blocks, continued lines joined."""
+    text = "\n".join(block for language, block in BLOCKS if language == "bash")
+    return [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+@pytest.fixture
+def user_folder(sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with everything that the README's commands name."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "configs", "configs")
+    for name in ("bottle", "cable", "capsule", "metal_nut"):
+        shutil.copytree(sample_root / "gravel", f"datasets/MVTecAD/{name}")
+    for name in ("capsules", "pcb1"):
+        shutil.copytree(sample_root / "coins", f"datasets/visa/visa_pytorch/{name}")
+    shutil.copytree(sample_root / "brick" / "train" / "good", "datasets/BTech/01/train/ok")
+    shutil.copytree(sample_root / "brick" / "test" / "good", "datasets/BTech/01/test/ok")
+    shutil.copytree(sample_root / "brick" / "test" / "stain", "datasets/BTech/01/test/ko")
+    shutil.copytree(sample_root / "brick" / "ground_truth" / "stain", "datasets/BTech/01/ground_truth/ko")
+    for mask in Path("datasets/BTech/01/ground_truth/ko").iterdir():
+        mask.rename(mask.with_name(mask.name.replace("_mask", "")))
+    for target in ("path/to/images", "path/to/new", "path/to/bolts/bad"):
+        shutil.copytree(sample_root / "coins" / "test" / "stain", target)
+    for target in ("path/to/good", "path/to/bolts/good"):
+        shutil.copytree(sample_root / "coins" / "train" / "good", target)
+    return tmp_path
+
+
+def small(command: str, clip_weights: Path, adapter: Path) -> list[str]:
+    """A command's arguments, and those that make the model and the training small."""
+    arguments = shlex.split(command)[1:]
+    verb = arguments[0]
+    model = {"backbone": "golden-vit", "pretrained": clip_weights, "image_size": 64, "layers": "[2,4]"}
+    if ("--model.adapter" not in arguments and verb != "fit") or "Folder" in arguments:
+        model["adapter"] = adapter
+    extra = [f"--model.{name}={value}" for name, value in model.items()]
+    extra += ["--trainer.accelerator=cpu"]
+    if verb == "fit" and "Folder" not in arguments:
+        extra += ["--trainer.max_epochs=1"]
+    if verb in {"fit", "test"}:
+        extra += ["--data.num_workers=0"]
+    return [*arguments, *extra]
+
+
+def test_the_readme_has_commands_for_all_of_its_promises() -> None:
+    verbs = [line.split()[:2] for line in commands()]
+    assert {verb for command, verb in verbs if command == "anomalib"} == {"predict", "test", "fit", "benchmark"}
+    assert sum(line.startswith("python3 -m venv") for line in commands()) == 2
+    assert {command for command, _ in verbs} == {"anomalib", "python3"}
+
+
+def test_every_anomalib_command_runs(
+    user_folder: Path, clip_weights: Path, official_adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del user_folder
+    for command in commands():
+        if not command.startswith("anomalib "):
+            continue
+        if "benchmark" in command:  # takes no overrides: its config is run by test_configs.py
+            assert Path(command.split()[-1]).is_file()
+            continue
+        AnomalibCLI(small(command, clip_weights, official_adapter))
+    assert list(Path("results/AprilGan/latest/images").rglob("*.png"))
+    assert Path("results/AprilGan/AuxiliaryDataModule/v0/weights/lightning/model.ckpt").is_file()
+    assert Path("results/AprilGan/bolts/v0/weights/lightning/model.ckpt").is_file()
+
+
+@pytest.mark.parametrize("block", [block for language, block in BLOCKS if language == "python"])
+def test_every_piece_of_python_runs(
+    block: str,
+    user_folder: Path,
+    make_lightning_model: Callable[..., AprilGan],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(lightning_model, "AprilGan", make_lightning_model)
+    block = block.replace("max_epochs=15", "max_epochs=1")
+    names: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), names)  # noqa: S102  # our own README
+    if "few_shot_source" in block:
+        assert "path/to/good" in capsys.readouterr().out
+    else:
+        assert (user_folder / "adapters.safetensors").is_file()
+
+
+def test_every_path_in_the_readme_exists() -> None:
+    for path in re.findall(r"(?:configs|examples|tests)/[\w./]+\w", README):
+        assert (ROOT / path).exists(), path
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
