@@ -251,8 +251,9 @@ def _download_weights(backbone: str, tag: str) -> Path:
             return Path(open_clip_pretrained.download_pretrained_from_url(url))
         return Path(open_clip_pretrained.download_pretrained(source))
     except Exception as error:  # the network, the hub and the file system each raise their own
-        hub = source.get("hf_hub", "").rstrip("/")
-        places = [f"{url} (as {cached})" if url else "", f"https://huggingface.co/{hub}" if hub else ""]
+        repository, _, file_name = source.get("hf_hub", "").rpartition("/")
+        hub = f"https://huggingface.co/{repository}/resolve/main/{file_name or 'open_clip_model.safetensors'}"
+        places = [f"{url} (put it at {cached} and it is found)" if url else "", hub if repository else ""]
         msg = (
             f"The weights {tag!r} of {backbone} are not on this machine and could not be downloaded "
             f"({type(error).__name__}: {error}). Without network access, fetch the file elsewhere from "

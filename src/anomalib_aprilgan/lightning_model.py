@@ -17,6 +17,7 @@ from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Max
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS, STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
@@ -213,7 +214,7 @@ class AprilGan(AnomalibModule):
     def on_validation_start(self) -> None:
         """Set class, adapters and references, unless this is validation in between training epochs."""
         self._evidence = []
-        if not self.trainer.training and self.trainer.state.fn != "fit":
+        if self.trainer.state.fn != TrainerFn.FITTING:
             self.prepare()
 
     def on_test_start(self) -> None:
@@ -355,7 +356,7 @@ class AprilGan(AnomalibModule):
         return self._score(batch)
 
     def _score(self, batch: Batch[Any], *, keep: bool = False) -> STEP_OUTPUT:
-        check_image_files(getattr(batch, "image_path", None) or ())
+        check_image_files(getattr(batch, "image_path", None) or (), thoroughly=False)
         with torch.no_grad():
             evidence = self.model.weigh(cast("Tensor", batch.image), self._text_features(batch))
             if keep:
