@@ -160,7 +160,7 @@ def check_image_files(files: Iterable[str | Path], *, thoroughly: bool = True) -
         raise ValueError(msg)
 
 
-def _fault(path: Path, thoroughly: bool) -> str | None:  # noqa: FBT001  # private
+def _fault(path: Path, thoroughly: bool) -> str | None:
     try:
         with Image.open(path) as image:
             mode = image.mode
