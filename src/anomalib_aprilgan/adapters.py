@@ -5,17 +5,16 @@
 
 import json
 import os
-import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+
+from anomalib_aprilgan.weight_files import read_weight_file
 
 __all__ = ["AdapterOrigin", "StageAdapters", "read_adapters", "write_adapters"]
 
@@ -145,22 +144,13 @@ def read_adapters(path: str | Path) -> tuple[dict[str, Tensor], AdapterOrigin]:
             f"{str(path)!r}, which is no existing file."
         )
         raise ValueError(msg)
+    content, metadata = read_weight_file(path, "adapters")
     try:
-        content, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
-    except pickle.UnpicklingError as error:
-        msg = (
-            f"The adapter file {path} holds more than tensors and plain data and would run code when loaded, so it was "
-            "not. Get the file from a source that you trust, as safetensors or as a weights-only checkpoint."
-        )
+        weights, origin = _adapters_in(content, metadata)
+    except (TypeError, ValueError) as error:
+        msg = f"The file {path} holds no adapters: {error}."
         raise ValueError(msg) from error
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        msg = f"Could not read adapters from {path}: {type(error).__name__}: {error}. Fetch or write the file again."
-        raise ValueError(msg) from error
-    origin = AdapterOrigin.from_dict(metadata)
-    if origin.layers is not None and len(origin.layers) != len(content) // 2:
-        msg = f"The adapter file {path} announces stages {origin.layers} but holds {len(content) // 2} adapters."
-        raise ValueError(msg)
-    return content, origin
+    return weights, origin
 
 
 def write_adapters(path: str | Path, weights: Mapping[str, Tensor], origin: AdapterOrigin) -> Path:
@@ -192,30 +182,36 @@ def write_adapters(path: str | Path, weights: Mapping[str, Tensor], origin: Adap
     return path
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with safe_open(path, framework="pt") as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    return _only_adapters(weights), metadata
-
-
-def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, Mapping):
-        msg = f"expected a dict, but it holds {type(content).__name__}"
-        raise TypeError(msg)
+def _adapters_in(content: Any, metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], AdapterOrigin]:  # noqa: ANN401
+    """Find the adapters, and what they belong to, in what a file holds."""
+    content = _mapping(content)
     if OFFICIAL_KEY in content:
         # The authors' code runs GELU, whatever CLIP was trained with.
-        return _only_adapters(content[OFFICIAL_KEY]), replace(AdapterOrigin(), quick_gelu=False).to_dict()
-    state = content.get("state_dict", content)
-    metadata: dict[str, Any] = {}
+        return _only_adapters(_mapping(content[OFFICIAL_KEY])), AdapterOrigin(quick_gelu=False)
+    state = _mapping(content.get("state_dict", content))
+    fields = _mapping(json.loads(metadata.get(METADATA_KEY, "{}")))
     for name, value in state.items():
-        if str(name).endswith("_extra_state") and isinstance(value, Mapping):
-            metadata = dict(value.get("origin", {}))
+        if str(name).endswith("_extra_state"):
+            fields = _mapping(_mapping(value).get("origin", {}))
     prefixes = ("model.adapters.", "adapters.", "")
     prefix = next(prefix for prefix in prefixes if prefix == "" or f"{prefix}fc.0.weight" in state)
     stripped = {str(name).removeprefix(prefix): value for name, value in state.items() if str(name).startswith(prefix)}
-    return _only_adapters(stripped), metadata
+    weights, origin = _only_adapters(stripped), AdapterOrigin.from_dict(fields)
+    if origin.layers is not None and len(origin.layers) != len(weights) // 2:
+        msg = f"it announces stages {origin.layers} but holds {len(weights) // 2} adapters"
+        raise ValueError(msg)
+    return weights, origin
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:  # noqa: ANN401
+    if not isinstance(value, Mapping):
+        msg = f"expected names and values, but found {type(value).__name__}"
+        raise TypeError(msg)
+    return value
+
+
+def _is_linear(weight: Tensor, bias: Tensor) -> bool:
+    return weight.ndim == 2 and bias.shape == weight.shape[:1]  # noqa: PLR2004
 
 
 def _only_adapters(weights: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -224,7 +220,7 @@ def _only_adapters(weights: Mapping[str, Any]) -> dict[str, Tensor]:
     while (weight := weights.get(f"fc.{len(adapters) // 2}.weight")) is not None:
         number = len(adapters) // 2
         bias = weights.get(f"fc.{number}.bias")
-        if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or bias.shape != weight.shape[:1]:
+        if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or not _is_linear(weight, bias):
             msg = f"adapter {number} has no weight of shape (D, width) with a bias of shape (D,)"
             raise ValueError(msg)
         adapters |= {f"fc.{number}.weight": weight.float(), f"fc.{number}.bias": bias.float()}

@@ -10,10 +10,7 @@ differently from release to release. Everything here gives the same numbers on b
 import difflib
 import hashlib
 import logging
-import pickle
 import re
-import warnings
-import zipfile
 from collections.abc import Collection, Iterable, Sequence
 from math import isqrt
 from pathlib import Path
@@ -24,6 +21,8 @@ import torch
 from open_clip import pretrained as open_clip_pretrained
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+
+from anomalib_aprilgan.weight_files import read_weight_file
 
 __all__ = ["Clip", "ImageFeatures", "resize_positional_embedding"]
 
@@ -263,48 +262,15 @@ def _download_weights(backbone: str, tag: str) -> Path:
 
 
 def _read_weights(path: Path) -> Weights:
-    """Read a state dict without running any code that a file may hold."""
-    try:
-        content: Any
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # noqa: PLC0415
-
-            content = load_file(path)
-        elif _is_torchscript(path):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
-                content = torch.jit.load(path, map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        msg = (
-            f"The CLIP weights {path} hold more than tensors and would run code when loaded, so they were not. Save "
-            "the plain state dict of a CLIP that you trust, with `torch.save(model.state_dict(), path)`."
-        )
-        raise ValueError(msg) from error
-    except Exception as error:  # truncated and foreign files raise errors of many types
-        msg = f"Could not read CLIP weights from {path}: {type(error).__name__}: {error}. Fetch the file again."
-        raise ValueError(msg) from error
+    """Read a state dict, also one that a trainer wrapped."""
+    content, _ = read_weight_file(path, "CLIP weights")
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        msg = (
-            f"Expected {path} to hold the state dict of a CLIP (names and tensors), but it holds {_describe(content)}."
-        )
+        names = f"a dict with {', '.join(map(str, list(content)[:4]))}" if isinstance(content, dict) else type(content)
+        msg = f"Expected {path} to hold the state dict of a CLIP (names and tensors), but it holds {names}."
         raise ValueError(msg)
     return {re.sub(r"^module\.", "", str(name)): value for name, value in content.items()}
-
-
-def _describe(content: Any) -> str:  # noqa: ANN401
-    return f"a dict with {', '.join(map(str, list(content)[:4]))}" if isinstance(content, dict) else f"{type(content)}"
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Whether a file is an archive such as OpenAI publishes."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _fill(towers: OpenClipModule, weights: Weights, grid: int, source: str) -> None:

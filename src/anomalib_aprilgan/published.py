@@ -11,8 +11,9 @@ import hashlib
 import logging
 import os
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
+from tempfile import TemporaryDirectory
 
 import torch
 from platformdirs import user_cache_path
@@ -92,23 +93,23 @@ def fetch(name: str) -> Path:
         f"{MIRROR_VARIABLE} to the address of a folder that holds it."
     )
     logger.info("Downloading the published adapters %r from %s", name, url)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(unfinished), progress=True)
-        found = _git_object_id(unfinished)
-        if found != published.git_object_id:
-            msg = (
-                f"The file {url} failed the check and was discarded: expected git object id {published.git_object_id}, "
-                f"but got {found}. {advice}"
-            )
-            raise RuntimeError(msg)
-        unfinished.replace(path)
-    except (URLError, OSError, ValueError) as error:
+        with TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
+            unfinished = Path(folder) / path.name
+            torch.hub.download_url_to_file(url, str(unfinished), progress=True)
+            found = _git_object_id(unfinished)
+            if found == published.git_object_id:
+                unfinished.replace(path)
+    except (OSError, HTTPException, ValueError) as error:
         msg = f"The published adapters {name!r} could not be downloaded from {url}: {error}. {advice}"
         raise RuntimeError(msg) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    if found != published.git_object_id:
+        msg = (
+            f"The file {url} failed the check and was discarded: expected git object id {published.git_object_id}, but "
+            f"got {found}. {advice}"
+        )
+        raise RuntimeError(msg)
     return path
 
 

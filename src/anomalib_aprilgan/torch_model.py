@@ -360,28 +360,33 @@ class AprilGanModel(nn.Module):
         """Return what a state dict keeps beside tensors: plain data only."""
         return {
             "class_name": self.class_name,
+            "k_shot": self.k_shot,
             "reference_files": list(self.reference_files),
             "reference_layers": list(self.reference_layers),
             "origin": self.origin.to_dict(),
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`get_extra_state` returned.
-
-        Raises:
-            ValueError: If the state belongs to another model; the message names both sides.
-        """
-        origin = AdapterOrigin.from_dict(state["origin"])
-        conflicts = origin.conflicts_with(self.origin)
-        banks = tuple(state["reference_layers"])
-        if banks != self.reference_layers:
-            conflicts.append(f"reference_layers {banks} against the model's {self.reference_layers}")
-        if origin.image_size != self.image_size and state["reference_files"]:
-            conflicts.append(f"memory banks for image_size {origin.image_size} against the model's {self.image_size}")
-        self._refuse(conflicts, "The checkpoint's weights do", origin)
+        """Restore what :meth:`get_extra_state` returned."""
         self.class_name = state["class_name"]
         self.reference_files = tuple(state["reference_files"])
-        self.trained_on = origin.trained_on
+        self.trained_on = tuple(state["origin"]["trained_on"])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
+        """Refuse the state of another model before anything is changed."""
+        state = state_dict.get(f"{prefix}_extra_state")
+        if state is not None:
+            origin = AdapterOrigin.from_dict(state["origin"])
+            conflicts = origin.conflicts_with(self.origin)
+            stages = tuple(state["reference_layers"])
+            if stages != self.reference_layers:
+                conflicts.append(f"reference_layers {stages} against the model's {self.reference_layers}")
+            if state["k_shot"] and origin.image_size != self.image_size:
+                conflicts.append(
+                    f"memory banks of image_size {origin.image_size} against the model's {self.image_size}"
+                )
+            self._refuse(conflicts, "The checkpoint's weights do", origin)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _validated_stages(name: str, stages: Sequence[int]) -> tuple[int, ...]:

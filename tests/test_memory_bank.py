@@ -1,0 +1,106 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Distances to the nearest reference token, and that a bank survives saving."""
+
+import pytest
+import torch
+from sklearn.metrics.pairwise import cosine_similarity
+
+from anomalib_aprilgan.memory_bank import MemoryBank
+
+
+def random_tokens(*shape: int, seed: int = 0) -> torch.Tensor:
+    return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def filled_bank(references: torch.Tensor) -> MemoryBank:
+    bank = MemoryBank(references.shape[-1])
+    bank.store(references)
+    return bank
+
+
+def test_distances_are_those_of_the_authors():
+    """The authors compute 1 - cosine similarity with scikit-learn and take the minimum over the references."""
+    queries, references = random_tokens(2, 5, 6), random_tokens(3, 4, 6, seed=1)
+    found = filled_bank(references)(queries)
+    assert found.shape == (2, 5)
+    for image in range(2):
+        similarity = cosine_similarity(references.flatten(0, 1).numpy(), queries[image].numpy())
+        torch.testing.assert_close(found[image], torch.from_numpy((1 - similarity).min(axis=0)))
+
+
+def test_identical_query_and_reference():
+    tokens = random_tokens(2, 5, 6)
+    found = filled_bank(tokens)(tokens)
+    assert found.min() >= 0
+    assert found.max() < 1e-6
+
+
+def test_opposite_directions_are_two_apart():
+    tokens = random_tokens(1, 1, 6)
+    torch.testing.assert_close(filled_bank(tokens)(-tokens), torch.tensor([[2.0]]))
+
+
+def test_lengths_do_not_matter():
+    queries, references = random_tokens(1, 5, 6), random_tokens(1, 4, 6, seed=1)
+    found = filled_bank(references * torch.tensor([0.01, 1, 7, 100])[:, None])(20 * queries)
+    torch.testing.assert_close(found, filled_bank(references)(queries))
+
+
+def test_permuting_the_bank_changes_nothing():
+    queries, references = random_tokens(2, 5, 6), random_tokens(3, 4, 6, seed=1)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(2))
+    permuted = references.flatten(0, 1)[order].reshape(3, 4, 6)
+    torch.testing.assert_close(filled_bank(permuted)(queries), filled_bank(references)(queries), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 12, 100])
+def test_chunks_change_nothing(monkeypatch, chunk):
+    queries, references = random_tokens(2, 20, 6), random_tokens(3, 4, 6, seed=1)
+    expected = filled_bank(references)(queries)
+    monkeypatch.setattr(MemoryBank, "CHUNK", chunk)
+    torch.testing.assert_close(filled_bank(references)(queries), expected, atol=1e-6, rtol=0)
+
+
+def test_storing_replaces_the_content():
+    bank = filled_bank(random_tokens(3, 4, 6))
+    references = random_tokens(2, 4, 6, seed=1)
+    bank.store(references)
+    assert len(bank) == 8
+    torch.testing.assert_close(bank(random_tokens(1, 5, 6)), filled_bank(references)(random_tokens(1, 5, 6)))
+
+
+@pytest.mark.parametrize("size_before", [0, 1, 5], ids=["empty", "smaller", "larger"])
+@pytest.mark.parametrize("size", [0, 3], ids=["from empty", "from filled"])
+def test_state_dict_of_another_size(tmp_path, size_before, size):
+    saved = filled_bank(random_tokens(size, 4, 6)) if size else MemoryBank(6)
+    torch.save(torch.nn.Sequential(saved).state_dict(), tmp_path / "bank.pt")
+    restored = filled_bank(random_tokens(size_before, 4, 6, seed=1)) if size_before else MemoryBank(6)
+    torch.nn.Sequential(restored).load_state_dict(torch.load(tmp_path / "bank.pt", weights_only=True))
+    assert len(restored) == 4 * size
+    assert torch.equal(restored.tokens, saved.tokens)
+    if size:
+        assert torch.equal(restored(random_tokens(1, 5, 6)), saved(random_tokens(1, 5, 6)))
+
+
+def test_state_dict_of_another_width_is_refused():
+    bank = filled_bank(random_tokens(2, 4, 6))
+    with pytest.raises(RuntimeError, match="tokens"):
+        bank.load_state_dict(filled_bank(random_tokens(2, 4, 7)).state_dict())
+    assert bank.tokens.shape == (8, 6)
+
+
+def test_an_empty_bank_is_refused():
+    bank = MemoryBank(6)
+    assert len(bank) == 0
+    with pytest.raises(RuntimeError, match="reference images"):
+        bank(random_tokens(1, 5, 6))
+
+
+def test_inputs_stay_as_they_are():
+    queries, references = random_tokens(1, 5, 6), random_tokens(2, 4, 6, seed=1)
+    copies = queries.clone(), references.clone()
+    filled_bank(references)(queries)
+    assert torch.equal(queries, copies[0])
+    assert torch.equal(references, copies[1])

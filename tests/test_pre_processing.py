@@ -1,0 +1,198 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Resizing as the authors do it, and a pre-processor that anomalib can find its way around in."""
+
+import pytest
+import torch
+from anomalib.data.transforms.utils import extract_transforms_by_type
+from anomalib.pre_processing import PreProcessor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
+
+from anomalib_aprilgan.pre_processing import CLIP_MEAN, CLIP_STD, AprilGanPreProcessor, EightBitResize
+
+
+def random_bytes(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def channels_first(images: torch.Tensor) -> torch.Tensor:
+    return images.permute(0, 3, 1, 2).contiguous()
+
+
+# ---- The authors' resize ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [lambda image: image, tv_tensors.Image], ids=["tensor", "tv_tensor"])
+def test_float_images_are_resized_as_the_authors_do(golden, wrap):
+    found = EightBitResize(golden["size"])(wrap(channels_first(golden["images"]) / 255))
+    assert found.dtype == torch.float32
+    assert isinstance(found, type(wrap(torch.zeros(3, 1, 1))))
+    expected = channels_first(golden["resized"])
+    assert torch.equal((found * 255).round().to(torch.uint8), expected)
+    torch.testing.assert_close(found.as_subclass(torch.Tensor), expected / 255, atol=1e-7, rtol=0)
+
+
+def test_8_bit_images_stay_8_bit(golden):
+    found = EightBitResize(golden["size"])(channels_first(golden["images"]))
+    assert found.dtype == torch.uint8
+    assert torch.equal(found, channels_first(golden["resized"]))
+
+
+def test_masks_are_resized_as_the_authors_do(golden):
+    found = EightBitResize(golden["size"])(tv_tensors.Mask(golden["masks"] > 0))
+    assert isinstance(found, tv_tensors.Mask)
+    assert found.dtype == torch.bool
+    assert torch.equal(found.as_subclass(torch.Tensor), golden["gt"])
+
+
+def test_the_pre_processor_makes_the_authors_input(golden):
+    found = AprilGanPreProcessor(golden["size"]).transform(channels_first(golden["images"]) / 255)
+    torch.testing.assert_close(found, golden["inputs"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
+def test_masks_keep_their_type(dtype):
+    mask = torch.zeros(1, 20, 30, dtype=dtype)
+    mask[:, 5:15, 5:15] = 1
+    found = EightBitResize(8)(tv_tensors.Mask(mask))
+    assert found.dtype == dtype
+    assert set(found.unique().tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("leading", [(), (1,), (4,), (2, 3)], ids=str)
+def test_any_leading_dimensions_of_images(leading):
+    image = random_bytes(*leading, 3, 20, 30) / 255
+    found = EightBitResize(12)(image)
+    assert found.shape == (*leading, 3, 12, 12)
+    singles = [EightBitResize(12)(one) for one in image.reshape(-1, 3, 20, 30)]
+    assert torch.equal(found.reshape(-1, 3, 12, 12), torch.stack(singles))
+
+
+@pytest.mark.parametrize("leading", [(), (1,), (4,), (4, 1)], ids=str)
+def test_any_leading_dimensions_of_masks(leading):
+    mask = random_bytes(*leading, 20, 30) > 127
+    found = EightBitResize(12)(tv_tensors.Mask(mask))
+    assert found.shape == (*leading, 12, 12)
+    singles = [EightBitResize(12)(tv_tensors.Mask(one)) for one in mask.reshape(-1, 20, 30)]
+    assert torch.equal(found.reshape(-1, 12, 12), torch.stack(singles))
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 12), (2, 3, 12, 12)], ids=str)
+def test_images_of_the_right_size_are_returned_as_they_are(shape):
+    """Not even rounded to 8 bits: the datamodule's workers may have resized them already."""
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(EightBitResize(12)(image), image)
+
+
+def test_masks_of_the_right_size_are_returned_as_they_are():
+    mask = tv_tensors.Mask(random_bytes(2, 12, 12))
+    assert torch.equal(EightBitResize(12)(mask), mask)
+
+
+def test_resizing_twice_is_resizing_once():
+    once = EightBitResize(12)(random_bytes(3, 20, 30) / 255)
+    assert torch.equal(EightBitResize(12)(once), once)
+
+
+def test_an_image_and_its_mask_are_resized_together():
+    image, mask = tv_tensors.Image(random_bytes(2, 3, 20, 30)), tv_tensors.Mask(random_bytes(2, 20, 30) > 127)
+    found_image, found_mask = EightBitResize(12)(image, mask)
+    assert torch.equal(found_image, EightBitResize(12)(image))
+    assert torch.equal(found_mask, EightBitResize(12)(mask))
+    assert EightBitResize(12)(image, None)[1] is None
+
+
+def test_values_outside_of_the_unit_interval_are_clamped():
+    image = torch.full((3, 20, 20), 1.2)
+    image[:, :, 10:] = -0.2
+    found = EightBitResize(10)(image)
+    assert (found.min(), found.max()) == (0, 1)
+
+
+def test_grey_images_go_to_torchvision():
+    grey = torch.rand(1, 20, 30, generator=torch.Generator().manual_seed(0))
+    expected = Resize((12, 12), interpolation=InterpolationMode.BICUBIC, antialias=True)(grey)
+    torch.testing.assert_close(EightBitResize(12)(grey), expected)
+
+
+def test_inputs_stay_as_they_are():
+    image, mask = random_bytes(3, 20, 30) / 255, tv_tensors.Mask(random_bytes(20, 30) > 127)
+    copies = image.clone(), mask.clone()
+    EightBitResize(12)(image, mask)
+    AprilGanPreProcessor(12).transform(image, mask)
+    assert torch.equal(image, copies[0])
+    assert torch.equal(mask, copies[1])
+
+
+# ---- anomalib's side ----------------------------------------------------------------------------------------------
+
+
+def test_anomalib_finds_the_resize():
+    """Its datamodules let their workers resize with what is found here."""
+    (resize,) = extract_transforms_by_type(AprilGanPreProcessor(24).transform, Resize)
+    assert isinstance(resize, EightBitResize)
+    assert list(resize.size) == [24, 24]
+
+
+def test_normalisation_is_clip_s():
+    assert CLIP_MEAN == (0.48145466, 0.4578275, 0.40821073)
+    assert CLIP_STD == (0.26862954, 0.26130258, 0.27577711)
+    (found,) = extract_transforms_by_type(AprilGanPreProcessor(24).transform, Normalize)
+    assert (tuple(found.mean), tuple(found.std)) == (CLIP_MEAN, CLIP_STD)
+
+
+def test_masks_are_not_normalised():
+    mask = tv_tensors.Mask(random_bytes(2, 20, 30) > 127)
+    _, found = AprilGanPreProcessor(12).transform(tv_tensors.Image(random_bytes(2, 3, 20, 30) / 255), mask)
+    assert torch.equal(found, EightBitResize(12)(mask))
+
+
+def test_forward_is_the_transform():
+    pre_processor, images = AprilGanPreProcessor(12), random_bytes(2, 3, 20, 30) / 255
+    assert torch.equal(pre_processor(images), pre_processor.transform(images))
+
+
+def is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and is_plain(item) for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def test_the_configuration_survives_a_checkpoint(tmp_path):
+    images = random_bytes(2, 3, 20, 30) / 255
+    saved = AprilGanPreProcessor(12)
+    config = saved.checkpoint_config()
+    assert is_plain(config)
+    torch.save(config, tmp_path / "config.pt")
+    restored = AprilGanPreProcessor(40)
+    restored.load_checkpoint_config(torch.load(tmp_path / "config.pt", weights_only=True))
+    assert restored.image_size == 12
+    assert torch.equal(restored.transform(images), saved.transform(images))
+    assert torch.equal(restored(images), saved(images))
+    assert restored.checkpoint_config() == config
+
+
+def test_a_stock_pre_processor_restores_the_nearest_equivalent():
+    config = AprilGanPreProcessor(12).checkpoint_config()
+    stock = PreProcessor()
+    stock.load_checkpoint_config(config)
+    resize, normalize = stock.transform.transforms
+    assert (type(resize), list(resize.size), resize.interpolation) == (Resize, [12, 12], InterpolationMode.BICUBIC)
+    assert resize.antialias
+    assert (tuple(normalize.mean), tuple(normalize.std)) == (CLIP_MEAN, CLIP_STD)
+    images = random_bytes(2, 3, 20, 30) / 255
+    difference = (stock.transform(images) - AprilGanPreProcessor(12).transform(images)).abs().max()
+    assert 0 < difference < 0.5
+
+
+def test_a_stock_pre_processor_s_transform_is_restored_too():
+    stock = PreProcessor(Compose([Resize((10, 14)), Normalize(mean=[0.5] * 3, std=[0.25] * 3)]))
+    restored = AprilGanPreProcessor(12)
+    restored.load_checkpoint_config(stock.checkpoint_config())
+    images = random_bytes(2, 3, 20, 30) / 255
+    assert torch.equal(restored.transform(images), stock.transform(images))
+    assert restored.checkpoint_config() == stock.checkpoint_config()

@@ -1,0 +1,249 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Fetching the published adapters, from a server on this machine that stands in for the authors' repository."""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from anomalib_aprilgan import published
+from anomalib_aprilgan.adapters import AdapterOrigin
+from anomalib_aprilgan.published import MIRROR_VARIABLE, PUBLISHED, PublishedAdapters, fetch
+
+
+@dataclass
+class Mirror:
+    """A server and a cache of their own for a test.
+
+    Attributes:
+        content: What the server has at ``/folder/visa_pretrained.pth``; ``None``: nothing.
+        cached: Where the cache keeps the file.
+        mode: How the server misbehaves, if it does.
+        requests: Paths that it was asked for.
+    """
+
+    content: bytes | None
+    cached: Path
+    mode: str = ""
+    requests: list[str] = field(default_factory=list)
+    server: ThreadingHTTPServer | None = None
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}/folder"
+
+    def start(self) -> None:
+        mirror = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                mirror.requests.append(self.path)
+                if mirror.mode == "nonsense":
+                    self.wfile.write(b"nonsense\r\n\r\n")
+                elif mirror.content is None or self.path != "/folder/visa_pretrained.pth":
+                    self.send_error(404)
+                else:
+                    body = mirror.content[: len(mirror.content) // 2] if mirror.mode == "truncated" else mirror.content
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(mirror.content)))
+                    self.end_headers()
+                    self.wfile.write(body)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def mirror(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, official_adapter: Path) -> Iterator[Mirror]:
+    """A running server that has the right file, and an empty cache."""
+    content = official_adapter.read_bytes()
+    git_object_id = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    monkeypatch.setitem(PUBLISHED, "visa", replace(PUBLISHED["visa"], git_object_id=git_object_id))
+    monkeypatch.setattr(published, "user_cache_path", lambda name: tmp_path / "cache" / name)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    mirror = Mirror(content, tmp_path / "cache" / "anomalib-aprilgan" / "visa_pretrained.pth")
+    mirror.start()
+    monkeypatch.setenv(MIRROR_VARIABLE, mirror.address)
+    yield mirror
+    mirror.stop()
+
+
+def assert_refused(mirror: Mirror) -> str:
+    """The download is refused, nothing is left behind, and the message says which file to put where."""
+    with pytest.raises(RuntimeError) as error:
+        fetch("visa")
+    assert not [path for path in mirror.cached.parent.parent.rglob("*") if path.is_file()]
+    message = str(error.value)
+    assert str(mirror.cached) in message
+    assert f"{published.SOURCE}/visa_pretrained.pth" in message
+    assert MIRROR_VARIABLE in message
+    return message
+
+
+# ---- The table ----------------------------------------------------------------------------------------------------
+
+
+def test_the_table_is_pinned_to_one_commit():
+    assert published.SOURCE.startswith("https://")
+    assert "/ByChelsea/VAND-APRIL-GAN/f13b8a634e04f9fde8fa03db125b25af5695d8e1/exps/pretrained" in published.SOURCE
+    assert {name: (entry.file_name, entry.git_object_id) for name, entry in PUBLISHED.items()} == {
+        "mvtec": ("mvtec_pretrained.pth", "a057cec6c2ba5996baa0160a51e155908156813f"),
+        "visa": ("visa_pretrained.pth", "86d6848c543f8393663d35c0333498ffb5ce9b68"),
+    }
+
+
+@pytest.mark.parametrize(("name", "data_set"), [("mvtec", "MVTecAD"), ("visa", "Visa")])
+def test_what_the_published_adapters_belong_to(name, data_set):
+    assert PUBLISHED[name].origin == AdapterOrigin(
+        backbone="ViT-L-14-336",
+        pretrained="openai",
+        quick_gelu=False,
+        image_size=518,
+        layers=(6, 12, 18, 24),
+        trained_on=(data_set,),
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "git_object_id"),
+    [
+        (b"", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),
+        (b"hello\n", "ce013625030ba8dba906f756967f9e9ca394464a"),
+    ],
+)
+def test_the_check_is_git_s(tmp_path, content, git_object_id):
+    (tmp_path / "file").write_bytes(content)
+    assert published._git_object_id(tmp_path / "file") == git_object_id
+
+
+# ---- Fetching -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_file_is_downloaded_into_the_cache(mirror, monkeypatch, slash):
+    monkeypatch.setenv(MIRROR_VARIABLE, mirror.address + slash)
+    assert fetch("visa") == mirror.cached
+    assert mirror.cached.read_bytes() == mirror.content
+    assert list(mirror.cached.parent.iterdir()) == [mirror.cached]
+    assert mirror.requests == ["/folder/visa_pretrained.pth"]
+
+
+def test_without_a_mirror_the_authors_repository_is_asked(mirror, monkeypatch):
+    monkeypatch.delenv(MIRROR_VARIABLE)
+    asked = []
+
+    def download(url: str, path: str, **options: object) -> None:
+        asked.append(url)
+        Path(path).write_bytes(mirror.content)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    assert fetch("visa").read_bytes() == mirror.content
+    assert asked == [f"{published.SOURCE}/visa_pretrained.pth"]
+
+
+def test_the_cache_serves_offline(mirror):
+    fetch("visa")
+    mirror.stop()
+    assert fetch("visa").read_bytes() == mirror.content
+    assert len(mirror.requests) == 1
+
+
+def test_a_file_put_into_the_cache_by_hand_is_used(mirror):
+    mirror.cached.parent.mkdir(parents=True)
+    mirror.cached.write_bytes(mirror.content)
+    assert fetch("visa") == mirror.cached
+    assert not mirror.requests
+
+
+def test_a_damaged_cache_is_fetched_again(mirror, caplog):
+    fetch("visa")
+    mirror.cached.write_bytes(mirror.content[:-1])
+    assert fetch("visa").read_bytes() == mirror.content
+    assert len(mirror.requests) == 2
+    assert str(mirror.cached) in caplog.text
+
+
+def test_a_corrupted_download_is_refused(mirror):
+    right_id = PUBLISHED["visa"].git_object_id
+    mirror.content = mirror.content[:-1] + bytes([mirror.content[-1] ^ 1])
+    message = assert_refused(mirror)
+    assert mirror.address in message
+    assert right_id in message
+
+
+def test_a_truncated_transfer_is_refused(mirror):
+    mirror.mode = "truncated"
+    assert mirror.address in assert_refused(mirror)
+
+
+def test_a_missing_file_is_refused(mirror):
+    mirror.content = None
+    message = assert_refused(mirror)
+    assert mirror.address in message
+    assert "404" in message
+
+
+def test_a_server_that_is_down_is_named(mirror):
+    mirror.stop()
+    assert mirror.address in assert_refused(mirror)
+
+
+def test_a_server_that_speaks_something_else_is_named(mirror):
+    mirror.mode = "nonsense"
+    assert mirror.address in assert_refused(mirror)
+
+
+@pytest.mark.parametrize("address", ["no address", "http://127.0.0.1:1/a folder", "gopher://127.0.0.1"])
+def test_an_impossible_mirror_is_named(mirror, monkeypatch, address):
+    monkeypatch.setenv(MIRROR_VARIABLE, address)
+    assert address in assert_refused(mirror)
+
+
+def test_after_a_failure_the_next_attempt_succeeds(mirror):
+    mirror.mode = "truncated"
+    assert_refused(mirror)
+    mirror.mode = ""
+    assert fetch("visa").read_bytes() == mirror.content
+
+
+def test_a_cache_that_cannot_be_written_is_named(mirror):
+    mirror.cached.parent.parent.write_bytes(b"a file in place of the folder")
+    with pytest.raises(RuntimeError, match="could not be downloaded") as error:
+        fetch("visa")
+    assert str(mirror.cached) in str(error.value)
+
+
+# ---- In the model -------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_they_do_not_fit_refuses_before_any_download(mirror, make_model: Callable):
+    with pytest.raises(ValueError, match="'visa'") as error:
+        make_model(adapter="visa")
+    for side in ("'ViT-L-14-336'", "'golden-vit'", "(6, 12, 18, 24)", "(2, 4)"):
+        assert side in str(error.value)
+    assert not mirror.requests
+    assert not mirror.cached.exists()
+
+
+def test_a_model_that_they_fit_takes_them(mirror, monkeypatch, golden, make_model: Callable):
+    origin = AdapterOrigin(backbone="golden-vit", quick_gelu=False, layers=(2, 4), trained_on=("Visa",))
+    monkeypatch.setattr(PublishedAdapters, "origin", property(lambda entry: origin))
+    model = make_model(adapter="visa")
+    assert mirror.requests == ["/folder/visa_pretrained.pth"]
+    assert all(torch.equal(value, golden["adapter_before"][key]) for key, value in model.adapters.state_dict().items())
+    assert model.trained_on == ("Visa",)
