@@ -184,6 +184,17 @@ def test_without_validation_data_everything_is_defined(
             assert torch.allclose(anomaly_map, raw_map, atol=1e-6)
 
 
+@pytest.mark.parametrize("k_shot", [0, 2])
+def test_a_datamodule_without_validation_data_can_be_tested(
+    k_shot: int, make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
+) -> None:
+    model = make_lightning_model(k_shot=k_shot, visualizer=False)
+    (results,) = engine().test(model, datamodule=data(sample_root, val_split_mode="none"))
+    assert all(np.isfinite(list(results.values())))
+    assert model.model.map_range.tolist() == [0, 3 if k_shot else 1]
+    assert model.post_processor.image_threshold == 0.5
+
+
 def test_a_stock_post_processor_works_too(
     make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
 ) -> None:
@@ -386,6 +397,58 @@ def test_a_checkpoint_of_another_model_is_explained(
         engine().test(make_lightning_model(**arguments), datamodule=data(sample_root), ckpt_path=runner.best_model_path)
 
 
+class RunsCode:
+    """Pickled, it writes a file when it is loaded."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.write_text, (self.trace, "run")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("truncated", "Could not read a checkpoint"),
+        ("code", "would run code"),
+        ("another model", "no checkpoint of AprilGan"),
+        ("adapters", "no checkpoint of AprilGan.*`adapter`"),
+    ],
+)
+@pytest.mark.parametrize("through", ["ckpt_path", "load_from_checkpoint"])
+def test_unusable_checkpoints_are_explained(
+    through: str,
+    fault: str,
+    message: str,
+    make_lightning_model: MakeModel,
+    engine: Callable[..., Engine],
+    sample_root: Path,
+    official_adapter: Path,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "model.ckpt"
+    if fault == "truncated":
+        runner = engine()
+        runner.fit(make_lightning_model(), datamodule=data(sample_root))
+        whole = Path(runner.best_model_path).read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+    elif fault == "code":
+        torch.save({"state_dict": {}, "hyper_parameters": RunsCode(tmp_path / "trace")}, path)
+    elif fault == "another model":
+        torch.save({"state_dict": {"model.weight": torch.zeros(1)}}, path)
+    else:
+        shutil.copy(official_adapter, path)
+    use: Callable[[], object] = {
+        "ckpt_path": lambda: engine().test(make_lightning_model(), datamodule=data(sample_root), ckpt_path=path),
+        "load_from_checkpoint": lambda: AprilGan.load_from_checkpoint(path),
+    }[through]
+    with pytest.raises(ValueError, match=message) as error:
+        use()
+    assert str(path) in str(error.value)
+    assert not (tmp_path / "trace").exists()
+
+
 def test_a_checkpoint_stays_with_its_class(
     make_lightning_model: MakeModel,
     engine: Callable[..., Engine],
@@ -578,6 +641,30 @@ def test_unusable_images_are_all_named_before_any_is_predicted(
     with pytest.raises(ValueError, match=r"(?s)broken\.png.*cut\.png.*deep\.png.*8 bits"):
         engine().predict(make_lightning_model(), data_path=folder)
     assert not list((tmp_path / "results").rglob("images/*"))
+
+
+@pytest.mark.parametrize("verb", ["test", "fit"])
+def test_damaged_data_are_named_before_anything_starts(
+    verb: str, make_lightning_model: MakeModel, engine: Callable[..., Engine], tmp_path: Path, sample_root: Path
+) -> None:
+    root = Path(shutil.copytree(sample_root, tmp_path / "data"))
+    (root / "coins" / "test" / "stain" / "001.png").write_bytes(b"no image")
+    start: Callable[[], object] = {
+        "test": lambda: engine().test(make_lightning_model(), datamodule=data(root, "coins")),
+        "fit": lambda: train(make_lightning_model(adapter=None), engine, root, 1),
+    }[verb]
+    with pytest.raises(ValueError, match=r"coins/test/stain/001\.png is damaged or no image"):
+        start()
+
+
+def test_untrained_adapters_are_said_to_be_so(
+    make_lightning_model: MakeModel,
+    engine: Callable[..., Engine],
+    sample_root: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine().predict(make_lightning_model(adapter=None), data_path=sample_root / "coins" / "test" / "stain")
+    assert "The adapters are untrained" in caplog.text
 
 
 def test_export_to_torch_scores_as_the_engine(

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from anomalib import LearningType
-from anomalib.data import AnomalibDataModule, Batch, InferenceBatch, Visa
+from anomalib.data import AnomalibDataModule, AnomalibDataset, Batch, InferenceBatch, PredictDataset, Visa
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Max
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS, STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from anomalib_aprilgan.checkpoint_io import ExplainingCheckpointIO, check_checkpoint
 from anomalib_aprilgan.losses import adapter_loss
 from anomalib_aprilgan.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.pre_processing import AprilGanPreProcessor
@@ -193,13 +194,20 @@ class AprilGan(AnomalibModule):
     # ---- Before a stage ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Apply the command line's seed, also to fresh adapters, which were made before it could be known."""
-        is_new = self.trainer.ckpt_path is None and not self.model.trained_on
-        if apply_command_line_seed(self.trainer) and stage == "fit" and is_new:
+        """Explain bad checkpoints, apply the command line's seed, and let a datamodule do without validation data.
+
+        The seed is also applied to fresh adapters, which were made before it could be known.
+        """
+        ExplainingCheckpointIO.install(self.trainer)
+        datamodule = self._datamodule
+        if datamodule is not None and stage == "validate" and _lacks_validation_data(datamodule):
+            datamodule.val_dataloader = self.val_dataloader  # type: ignore[method-assign]  # anomalib's own would fail
+        if apply_command_line_seed(self.trainer) and stage == "fit" and not self.model.trained_on:
             self.model.adapters.reset_parameters()
 
     def on_train_start(self) -> None:
-        """Note what the adapters see."""
+        """Look at all files before the first step, and note what the adapters see."""
+        self._check_files(self.trainer.train_dataloader)
         datamodule = self._datamodule
         seen = getattr(datamodule, "trained_on", None)
         if seen is None:
@@ -216,17 +224,27 @@ class AprilGan(AnomalibModule):
         self._evidence = []
         if self.trainer.state.fn != TrainerFn.FITTING:
             self.prepare()
+            self._check_files(self.trainer.val_dataloaders)
 
     def on_test_start(self) -> None:
-        """Set class, adapters and references."""
+        """Set class, adapters and references; look at all files before the first is scored."""
         self.prepare()
+        self._check_files(self.trainer.test_dataloaders)
 
     def on_predict_start(self) -> None:
-        """Set class, adapters and references; look at all files before the first is predicted."""
+        """Set class, adapters and references; look at all files before the first is scored."""
         self.prepare()
-        loaders = self.trainer.predict_dataloaders
-        for loader in loaders if isinstance(loaders, list) else [loaders]:
-            check_image_files(getattr(getattr(loader, "dataset", None), "image_filenames", ()))
+        self._check_files(self.trainer.predict_dataloaders)
+
+    @staticmethod
+    def _check_files(loaders: object) -> None:
+        """Check the image files of anomalib's datasets."""
+        for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
+            dataset = getattr(loader, "dataset", None)
+            if isinstance(dataset, AnomalibDataset):
+                check_image_files(dataset.samples.image_path)
+            elif isinstance(dataset, PredictDataset):
+                check_image_files(dataset.image_filenames)
 
     def prepare(self) -> None:
         """Set the class, load the adapters and draw the references, as far as that is still to be done.
@@ -240,6 +258,8 @@ class AprilGan(AnomalibModule):
         """
         if not self._adapters_are_loaded:
             self._load_published_adapters()
+        if self.adapter is None and not self.model.trained_on:
+            logger.warning("The adapters are untrained. Pass `adapter`, a checkpoint, or train them first.")
         class_name = self._find_class_name()
         if class_name != self.model.class_name:
             logger.info("Class name: %s", class_name)
@@ -356,7 +376,6 @@ class AprilGan(AnomalibModule):
         return self._score(batch)
 
     def _score(self, batch: Batch[Any], *, keep: bool = False) -> STEP_OUTPUT:
-        check_image_files(getattr(batch, "image_path", None) or (), thoroughly=False)
         with torch.no_grad():
             evidence = self.model.weigh(cast("Tensor", batch.image), self._text_features(batch))
             if keep:
@@ -395,10 +414,20 @@ class AprilGan(AnomalibModule):
     # ---- Checkpoints and export -------------------------------------------------------------------------------------
 
     @classmethod
-    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> "AprilGan":  # noqa: ANN401
-        """Load a model from a checkpoint, as anomalib does. CLIP's weights are not in it and must be at hand."""
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> "AprilGan":
+        """Load a model from a checkpoint, as anomalib does. CLIP's weights are not in it and must be at hand.
+
+        Raises:
+            ValueError: If the checkpoint is damaged, would run code, or belongs to another model.
+        """
+        check_checkpoint(checkpoint_path)
         with _restoring():
-            return super().load_from_checkpoint(*args, **kwargs)  # type: ignore[return-value]
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)  # type: ignore[return-value]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint's adapters, class, references and calibration stand in for those still to be set."""
@@ -416,6 +445,12 @@ class AprilGan(AnomalibModule):
         """Export as anomalib does, with class, adapters and references set."""
         self.prepare()
         return super().to_torch(*args, **kwargs)
+
+
+def _lacks_validation_data(datamodule: AnomalibDataModule) -> bool:
+    """Whether a datamodule of anomalib has no validation split, but would be asked for it and fail."""
+    is_stock = type(datamodule).val_dataloader is AnomalibDataModule.val_dataloader
+    return is_stock and not hasattr(datamodule, "val_data")
 
 
 @contextmanager

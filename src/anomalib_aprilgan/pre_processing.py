@@ -86,6 +86,8 @@ class AprilGanPreProcessor(PreProcessor):
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
         """Restore what :meth:`checkpoint_config` returned, or a stock pre-processor's transform."""
         if "image_size" in config:
-            self.__init__(config["image_size"])  # type: ignore[misc]
+            restored = AprilGanPreProcessor(config["image_size"])
+            self.image_size = restored.image_size
+            self.transform = self.export_transform = restored.transform
         else:
             super().load_checkpoint_config(config)

@@ -142,30 +142,27 @@ def read_references(files: Iterable[Path], transform: Callable[[Tensor], Tensor]
     return torch.stack([image.as_subclass(Tensor) for image in images])
 
 
-def check_image_files(files: Iterable[str | Path], *, thoroughly: bool = True) -> None:
-    """Make sure that files are images of 8 bits a channel.
+def check_image_files(files: Iterable[str | Path]) -> None:
+    """Make sure that files are undamaged images of 8 bits a channel, as far as that shows without decoding.
 
     Args:
         files: Image files.
-        thoroughly: Look for damage in the whole file (as far as its format allows without decoding), not in the header
-            alone.
 
     Raises:
         ValueError: If some are not; the message names them and says what to do.
     """
-    faults = [fault for path in files if (fault := _fault(Path(path), thoroughly))]
+    faults = [fault for path in files if (fault := _fault(Path(path)))]
     if faults:
         more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""  # noqa: PLR2004
         msg = f"Some image files cannot be used: {'; '.join(faults[:10])}{more}."
         raise ValueError(msg)
 
 
-def _fault(path: Path, thoroughly: bool) -> str | None:
+def _fault(path: Path) -> str | None:
     try:
         with Image.open(path) as image:
             mode = image.mode
-            if thoroughly:
-                image.verify()
+            image.verify()
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
         return f"{path} is damaged or no image ({error}); replace it or take it out"
     if mode.startswith(DEEP_MODES):
