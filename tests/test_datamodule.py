@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import Resize
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from anomalib_aprilgan import AuxiliaryDataModule
-from anomalib_aprilgan.datamodule import AuxiliaryBatch, mosaic
+from anomalib_aprilgan.auxiliary_dataset import AuxiliaryBatch, mosaic
 
 NAMES = ("brick", "coins", "gravel")
 DEFECTS = ("foreign", "scratch", "stain")

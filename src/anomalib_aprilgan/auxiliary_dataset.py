@@ -1,0 +1,145 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Labelled images of several categories, with class names, and their mosaics (arXiv 2305.17382, section 4.1)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pandas as pd
+import torch
+from anomalib.data import AnomalibDataset, ImageBatch, ImageItem
+from torch import Tensor
+from torchvision.transforms.v2 import Transform
+from torchvision.transforms.v2 import functional as F  # noqa: N812  # torchvision's own custom
+from torchvision.tv_tensors import Image, Mask
+
+__all__ = ["AuxiliaryBatch", "AuxiliaryDataset", "AuxiliaryItem", "Category", "mosaic"]
+
+MOSAIC_TILES = 4
+
+
+@dataclass
+class AuxiliaryItem(ImageItem):
+    """An image that knows its class.
+
+    Attributes:
+        class_name: Name of the class, for the sentences.
+    """
+
+    class_name: str | None = None
+
+
+@dataclass
+class AuxiliaryBatch(ImageBatch):
+    """Images that know their classes.
+
+    Attributes:
+        class_name: Each image's class name.
+    """
+
+    item_class = AuxiliaryItem
+    class_name: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Category:
+    """The labelled images of one category.
+
+    Attributes:
+        source: Name of the datamodule.
+        class_name: Name of the category.
+        dataset: Its labelled images; they come as they are on disk.
+    """
+
+    source: str
+    class_name: str
+    dataset: AnomalibDataset
+
+
+class AuxiliaryDataset(AnomalibDataset):
+    """Labelled images of several categories, one after the other.
+
+    Args:
+        categories: The categories.
+        mosaic_probability: How often an image is replaced by a mosaic of its category, in [0, 1].
+        augmentations: Applied to image and mask together, after the mosaic.
+    """
+
+    def __init__(
+        self,
+        categories: Sequence[Category],
+        mosaic_probability: float = 0.0,
+        augmentations: Transform | None = None,
+    ) -> None:
+        super().__init__(augmentations=augmentations)
+        self.categories = tuple(categories)
+        self.mosaic_probability = mosaic_probability
+        frames = [
+            category.dataset.samples.assign(
+                class_name=category.class_name,
+                category_index=index,
+                index_in_category=range(len(category.dataset)),
+            )
+            for index, category in enumerate(self.categories)
+        ]
+        self.samples = pd.concat(frames, ignore_index=True)
+        self.samples.attrs["task"] = "segmentation"
+
+    def __getitem__(self, index: int) -> AuxiliaryItem:
+        """Return an image, or in its place a mosaic, with its mask and class name."""
+        row = self.samples.iloc[index]
+        category = self.categories[row.category_index]
+        if self.mosaic_probability and torch.rand(()) < self.mosaic_probability:
+            chosen = torch.randint(len(category.dataset), (MOSAIC_TILES,)).tolist()
+            image, mask = mosaic([category.dataset[number] for number in chosen])
+        else:
+            item = category.dataset[int(row.index_in_category)]
+            image, mask = Image(item.image), _mask_of(item)
+        if self.augmentations is not None:
+            image, mask = self.augmentations(image, mask)
+        return AuxiliaryItem(
+            image=image,
+            gt_mask=mask,
+            gt_label=torch.tensor(int(mask.any())),
+            image_path=str(row.image_path),
+            mask_path=str(row.mask_path or ""),
+            class_name=category.class_name,
+        )
+
+    @property
+    def collate_fn(self) -> Any:  # noqa: ANN401  # the signature is anomalib's
+        """Collate items to an :class:`AuxiliaryBatch`."""
+        return AuxiliaryBatch.collate
+
+
+def mosaic(items: Sequence[ImageItem]) -> tuple[Image, Mask]:
+    """Put four images and their masks together, two by two.
+
+    Args:
+        items: Four items in row-major order. They are brought to the size of the first.
+
+    Returns:
+        Image of shape ``(3, 2h, 2w)`` and mask of shape ``(2h, 2w)``.
+    """
+    height, width = cast("Tensor", items[0].image).shape[-2:]
+    images = [_to_size(Image(item.image), height, width) for item in items]
+    masks = [_to_size(_mask_of(item), height, width) for item in items]
+    image, mask = (
+        torch.cat([torch.cat(tiles[:2], dim=-1), torch.cat(tiles[2:], dim=-1)], dim=-2) for tiles in (images, masks)
+    )
+    return Image(image), Mask(mask)
+
+
+def _to_size(tile: Tensor, height: int, width: int) -> Tensor:
+    if tuple(tile.shape[-2:]) != (height, width):
+        tile = F.resize(tile, [height, width], antialias=True)
+    return tile.as_subclass(Tensor)
+
+
+def _mask_of(item: ImageItem) -> Mask:
+    """The item's mask; empty if it is normal and has none."""
+    if item.gt_mask is not None:
+        return Mask(item.gt_mask)
+    return Mask(torch.zeros(cast("Tensor", item.image).shape[-2:], dtype=torch.uint8))
