@@ -307,3 +307,9 @@ def test_all_faulty_files_are_named_up_to_ten(tmp_path):
         check_image_files([sound, *faulty])
     assert [str(path) in str(error.value) for path in faulty] == [True] * 10 + [False] * 2
     assert str(sound) not in str(error.value)
+
+
+def test_a_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert files_in_source("~/a.png") == [tmp_path / "a.png"]

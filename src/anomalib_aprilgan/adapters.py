@@ -137,7 +137,7 @@ def read_adapters(path: str | Path) -> tuple[dict[str, Tensor], AdapterOrigin]:
     Raises:
         ValueError: If the file is missing, damaged, wants to run code, or holds no adapters.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         msg = (
             f"Expected argument `adapter` to be 'visa', 'mvtec', None or the path of an adapter file, but got "
@@ -167,7 +167,7 @@ def write_adapters(path: str | Path, weights: Mapping[str, Tensor], origin: Adap
     Raises:
         ValueError: If the suffix is another one.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix != ".safetensors":
         msg = f"Expected argument `path` to end in '.safetensors', but got {str(path)!r}."
         raise ValueError(msg)

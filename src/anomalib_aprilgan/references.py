@@ -32,7 +32,7 @@ def files_in_source(source: str | Path) -> list[Path]:
     Raises:
         ValueError: If the source does not exist, holds no images, or lists a file that does not exist.
     """
-    source = Path(source)
+    source = Path(source).expanduser()
     if source.is_dir():
         files = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
     elif source.is_file() and source.suffix.lower() in IMG_EXTENSIONS:

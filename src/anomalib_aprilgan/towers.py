@@ -153,8 +153,9 @@ def _build(config: dict[str, Any]) -> Towers:
 
 def _load_weights(backbone: str, pretrained: str | Path) -> Weights:
     """Read CLIP weights from a file, or from the one that open_clip downloads for a tag."""
-    if Path(pretrained).is_file():
-        return _read_weights(Path(pretrained))
+    path = Path(pretrained).expanduser()
+    if path.is_file():
+        return _read_weights(path)
     tags = open_clip_pretrained.list_pretrained_tags_by_model(backbone)
     if not open_clip_pretrained.is_pretrained_cfg(backbone, str(pretrained)):
         msg = (
