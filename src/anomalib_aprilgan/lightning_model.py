@@ -120,8 +120,8 @@ class AprilGan(AnomalibModule):
             backbone=backbone,
             pretrained=pretrained,
             image_size=image_size,
-            layers=tuple(layers),
-            reference_layers=None if reference_layers is None else tuple(reference_layers),
+            layers=layers,
+            reference_layers=reference_layers,
             quick_gelu=quick_gelu,
             adapter=None if adapter == "auto" or _RESTORING.get() else adapter,
         )
