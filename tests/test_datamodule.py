@@ -12,6 +12,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from anomalib_aprilgan import AuxiliaryDataModule
 from anomalib_aprilgan.auxiliary_dataset import AuxiliaryBatch, mosaic
+from anomalib_aprilgan.pre_processing import EightBitResize
 
 NAMES = ("brick", "coins", "gravel")
 DEFECTS = ("foreign", "scratch", "stain")
@@ -155,6 +156,10 @@ def test_mosaics_have_their_probability_and_stay_in_their_category(sample_root: 
         tile = item.image[:, row : row + 64, column : column + 64]
         assert any(torch.equal(tile, image) for image in brick)
     assert bool(item.gt_label) == bool(item.gt_mask.any())
+    assert torch.equal(always[5].image, always[5].image)  # seed, epoch and number tell which four
+    before = always[5].image
+    always.epoch = 1
+    assert not torch.equal(always[5].image, before)
 
 
 def test_a_mosaic_places_four_tiles_with_their_masks_row_by_row(sample_root: Path) -> None:
@@ -246,3 +251,15 @@ def test_a_source_must_be_a_datamodule(source: object) -> None:
 def test_a_category_that_is_not_on_disk_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'bottle' of MVTecAD"):
         set_up(MVTecAD(tmp_path / "nowhere", category="bottle"))
+
+
+def test_a_defect_that_vanishes_in_resizing_is_still_a_defect(tmp_path: Path, sample_root: Path) -> None:
+    source = mvtec(tmp_path, sample_root)
+    path = tmp_path / "MVTecAD" / "coins" / "ground_truth" / "stain" / "000_mask.png"
+    mask = Image.new("L", (64, 64))
+    mask.putpixel((3, 3), 255)
+    mask.save(path)
+    dataset = set_up(source, train_augmentations=EightBitResize(16)).train_data
+    index = next(i for i, path in enumerate(dataset.samples.image_path) if path.endswith("coins/test/stain/000.png"))
+    assert not dataset[index].gt_mask.any()
+    assert dataset[index].gt_label == 1

@@ -22,7 +22,7 @@ seed_everything(3)
 model = AprilGan(backbone="golden-vit", pretrained=weights, image_size=64, layers=(2, 4), adapter=None)
 datamodule = AuxiliaryDataModule(
     source=MVTecAD(root, category="coins"), train_batch_size=4 // int(processes), num_workers=0,
-    validation=MVTecAD(root, category="gravel"), categories=["brick", "coins"],
+    validation=MVTecAD(root, category="gravel"), categories=["brick", "coins"], mosaic_probability=0.3,
 )
 engine = Engine(
     max_epochs=2, accelerator="cpu", devices=int(processes), strategy="ddp" if processes == "2" else "auto",

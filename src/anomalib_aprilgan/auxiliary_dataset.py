@@ -10,12 +10,14 @@ from typing import Any, cast
 import pandas as pd
 import torch
 from anomalib.data import AnomalibDataset, ImageBatch, ImageItem
+from numpy.random import default_rng
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2 import functional as F  # noqa: N812  # torchvision's own custom
 from torchvision.tv_tensors import Image, Mask
 
-__all__ = ["AuxiliaryBatch", "AuxiliaryDataset", "AuxiliaryItem", "Category", "mosaic"]
+__all__ = ["AuxiliaryBatch", "AuxiliaryDataset", "AuxiliaryItem", "Category", "EpochSampler", "mosaic"]
 
 MOSAIC_TILES = 4
 
@@ -65,6 +67,10 @@ class AuxiliaryDataset(AnomalibDataset):
         categories: The categories.
         mosaic_probability: How often an image is replaced by a mosaic of its category, in [0, 1].
         augmentations: Applied to image and mask together, after the mosaic.
+        seed: Seed of the mosaics, which depend on it, on ``epoch`` and on the image's number alone.
+
+    Attributes:
+        epoch: Number of the epoch, which :class:`EpochSampler` sets.
     """
 
     def __init__(
@@ -72,8 +78,11 @@ class AuxiliaryDataset(AnomalibDataset):
         categories: Sequence[Category],
         mosaic_probability: float = 0.0,
         augmentations: Transform | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(augmentations=augmentations)
+        self.seed = seed
+        self.epoch = 0
         self.categories = tuple(categories)
         self.mosaic_probability = mosaic_probability
         frames = [
@@ -91,18 +100,19 @@ class AuxiliaryDataset(AnomalibDataset):
         """Return an image, or in its place a mosaic, with its mask and class name."""
         row = self.samples.iloc[index]
         category = self.categories[row.category_index]
-        if self.mosaic_probability and torch.rand(()) < self.mosaic_probability:
-            chosen = torch.randint(len(category.dataset), (MOSAIC_TILES,)).tolist()
-            image, mask = mosaic([category.dataset[number] for number in chosen])
+        rng = default_rng([self.seed, self.epoch, index])
+        if rng.random() < self.mosaic_probability:
+            items = [category.dataset[int(number)] for number in rng.integers(len(category.dataset), size=MOSAIC_TILES)]
+            image, mask = mosaic(items)
         else:
-            item = category.dataset[int(row.index_in_category)]
-            image, mask = Image(item.image), _mask_of(item)
+            items = [category.dataset[int(row.index_in_category)]]
+            image, mask = Image(items[0].image), _mask_of(items[0])
         if self.augmentations is not None:
             image, mask = self.augmentations(image, mask)
         return AuxiliaryItem(
             image=image,
             gt_mask=mask,
-            gt_label=torch.tensor(int(mask.any())),
+            gt_label=torch.tensor(int(any(item.gt_label for item in items))),
             image_path=str(row.image_path),
             mask_path=str(row.mask_path or ""),
             class_name=category.class_name,
@@ -112,6 +122,26 @@ class AuxiliaryDataset(AnomalibDataset):
     def collate_fn(self) -> Any:  # noqa: ANN401  # the signature is anomalib's
         """Collate items to an :class:`AuxiliaryBatch`."""
         return AuxiliaryBatch.collate
+
+
+class EpochSampler(DistributedSampler[AuxiliaryItem]):
+    """Shuffles by seed and epoch alone, and tells the data set the epoch.
+
+    Args:
+        dataset: The data set.
+        num_replicas: Number of processes.
+        rank: This process's number.
+        seed: Seed of the order.
+    """
+
+    def __init__(self, dataset: AuxiliaryDataset, num_replicas: int, rank: int, seed: int) -> None:
+        super().__init__(cast("Any", dataset), num_replicas=num_replicas, rank=rank, seed=seed)
+        self.auxiliary_dataset = dataset
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        super().set_epoch(epoch)
+        self.auxiliary_dataset.epoch = epoch
 
 
 def mosaic(items: Sequence[ImageItem]) -> tuple[Image, Mask]:

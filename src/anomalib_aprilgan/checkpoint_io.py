@@ -28,12 +28,15 @@ def check_checkpoint(path: str | Path) -> None:
         ValueError: If it is damaged, would run code, or belongs to another model; the message names it.
     """
     path = Path(path)
+    if path.is_dir():
+        msg = f"Expected a checkpoint file, but {path} is a folder. Pass the file in it, for instance model.ckpt."
+        raise ValueError(msg)
     if not path.is_file():
         return
     with anomalib_safe_globals():
         content, _ = read_weight_file(path, "a checkpoint")
     state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or STATE_KEY not in state:
+    if not isinstance(state, dict) or not state.get(STATE_KEY) or "pytorch-lightning_version" not in content:
         msg = f"The file {path} is no checkpoint of AprilGan. Adapters alone, also the authors', go to `adapter`."
         raise ValueError(msg)
 

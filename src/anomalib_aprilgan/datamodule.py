@@ -18,10 +18,10 @@ import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import LabelName
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
-from anomalib_aprilgan.auxiliary_dataset import AuxiliaryDataset, AuxiliaryItem, Category
+from anomalib_aprilgan.auxiliary_dataset import AuxiliaryDataset, AuxiliaryItem, Category, EpochSampler
 
 __all__ = ["AuxiliaryDataModule"]
 
@@ -135,15 +135,17 @@ class AuxiliaryDataModule(AnomalibDataModule):
     def train_dataloader(self) -> DataLoader[AuxiliaryItem]:
         """Return the training images, shuffled anew each epoch.
 
-        The order depends on the seed and the epoch alone: a resumed training sees the images that an uninterrupted one
-        would, and several processes together take the batches that a single one would.
+        Order and mosaics depend on the seed and the epoch alone: a resumed training sees the images that an
+        uninterrupted one would, and several processes together take the batches that a single one would.
         """
         trainer = self.trainer
-        sampler: DistributedSampler[AuxiliaryItem] = DistributedSampler(
-            cast("Any", self.train_data),
+        seed = self.seed if self.seed is not None else torch.initial_seed()
+        self.train_data.seed = seed
+        sampler = EpochSampler(
+            self.train_data,
             num_replicas=trainer.world_size if trainer else 1,
             rank=trainer.global_rank if trainer else 0,
-            seed=self.seed if self.seed is not None else torch.initial_seed(),
+            seed=seed,
         )
         return DataLoader(
             dataset=cast("Any", self.train_data),
@@ -166,7 +168,7 @@ def _category_names(source: AnomalibDataModule) -> list[str]:
     """List the categories of a source's data set by its folders; its only one if it has no such folders."""
     root = getattr(source, "split_root", None) or getattr(source, "root", None)
     if source.category and root is not None and Path(root).is_dir():
-        names = sorted(folder.name for folder in Path(root).iterdir() if (folder / "test").is_dir())
+        names = sorted(folder.name for folder in Path(root).iterdir() if any(folder.glob("test*/")))
         if names:
             return names
     return [source.category or source.name]

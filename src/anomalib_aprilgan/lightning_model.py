@@ -201,9 +201,14 @@ class AprilGan(AnomalibModule):
         ExplainingCheckpointIO.install(self.trainer)
         datamodule = self._datamodule
         if datamodule is not None and stage == "validate" and _lacks_validation_data(datamodule):
-            datamodule.val_dataloader = self.val_dataloader  # type: ignore[method-assign]  # anomalib's own would fail
+            vars(datamodule)["val_dataloader"] = self.val_dataloader  # anomalib's own would fail; see teardown
         if apply_command_line_seed(self.trainer) and stage == "fit" and not self.model.trained_on:
             self.model.adapters.reset_parameters()
+
+    def teardown(self, stage: str) -> None:
+        """Give the datamodule back as it was."""
+        if stage == "validate" and self._datamodule is not None:
+            vars(self._datamodule).pop("val_dataloader", None)
 
     def on_train_start(self) -> None:
         """Look at all files before the first step, and note what the adapters see."""
@@ -267,6 +272,8 @@ class AprilGan(AnomalibModule):
             self._reset_calibration()
         if self.k_shot:
             self._draw_references()
+        elif self.model.is_few_shot:
+            logger.warning("The checkpoint holds %d reference images; it stays few-shot.", self.model.k_shot)
 
     @property
     def _datamodule(self) -> AnomalibDataModule | None:
@@ -298,6 +305,14 @@ class AprilGan(AnomalibModule):
 
     def _draw_references(self) -> None:
         if self._is_restored and self.model.is_few_shot:
+            if self.k_shot != self.model.k_shot or self.few_shot_source is not None:
+                logger.warning(
+                    "The checkpoint's %d reference images stay in use, whatever k_shot=%d and few_shot_source=%s ask "
+                    "for. Leave the checkpoint out, and pass it as `adapter`, to draw others.",
+                    self.model.k_shot,
+                    self.k_shot,
+                    self.few_shot_source,
+                )
             return
         datamodule = self._datamodule
         seed = torch.initial_seed()  # what was set last, however many random numbers have been drawn since
@@ -411,6 +426,12 @@ class AprilGan(AnomalibModule):
         self.model.calibrate(bounds[:, 0].min(), bounds[:, 1].max())
         return image_score(probability, map_max, self.model.map_range), torch.cat(labels) if labels else None
 
+    @property
+    def smallest_score(self) -> float:
+        """The smallest raw image score that there can be: of an image without probability and an empty map."""
+        nothing = self.model.map_range.new_zeros(1)
+        return float(image_score(nothing, nothing, self.model.map_range)) if self.model.is_few_shot else 0.0
+
     # ---- Checkpoints and export -------------------------------------------------------------------------------------
 
     @classmethod
@@ -471,7 +492,10 @@ def _check_arguments(class_name: object, k_shot: object, few_shot_source: object
         )
         raise ValueError(msg)
     if not isinstance(k_shot, int) or isinstance(k_shot, bool) or k_shot < 0:
-        msg = f"Expected argument `k_shot` to be 0 (zero-shot) or a number of reference images, but got {k_shot!r}."
+        msg = (
+            f"Expected argument `k_shot` to be 0 (zero-shot) or a number of reference images such as 4, but "
+            f"got {k_shot!r}."
+        )
         raise ValueError(msg)
     if few_shot_source is not None and not k_shot:
         msg = (
@@ -479,8 +503,8 @@ def _check_arguments(class_name: object, k_shot: object, few_shot_source: object
             f"{str(few_shot_source)!r}, but got 0. Pass k_shot, or leave few_shot_source out for zero-shot."
         )
         raise ValueError(msg)
-    if not isinstance(learning_rate, float | int) or learning_rate <= 0:
-        msg = f"Expected argument `learning_rate` to be positive, but got {learning_rate!r}."
+    if not isinstance(learning_rate, float | int) or not 0 < learning_rate < float("inf"):
+        msg = f"Expected argument `learning_rate` to be positive, such as 0.001, but got {learning_rate!r}."
         raise ValueError(msg)
 
 

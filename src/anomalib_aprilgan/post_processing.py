@@ -15,6 +15,9 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 __all__ = ["AprilGanPostProcessor", "Calibratable", "MidwayThreshold"]
 
+MARGIN = 0.05
+"""What is left at the upper end of [0, 1] for scores beyond those of the validation set."""
+
 THRESHOLD = 0.5
 """Of probabilities, and of maps made of them, as long as no validation data tell a better one."""
 
@@ -25,6 +28,10 @@ class Calibratable(Protocol):
 
     def calibrate(self) -> tuple[Tensor, Tensor | None] | None:
         """Return the final scores and labels of this process's validation images; ``None`` if they were final."""
+
+    @property
+    def smallest_score(self) -> float:
+        """The smallest raw image score that there can be; that of maps is 0."""
 
 
 class MidwayThreshold(F1AdaptiveThreshold):
@@ -49,8 +56,9 @@ class AprilGanPostProcessor(PostProcessor):
     """anomalib's post-processor, with four changes.
 
     It keeps the order of scores: anomalib's clips whatever lies more than half the range from the threshold, which ties
-    the most anomalous pixels and images and so changes every metric. Here two straight lines join smallest value,
-    threshold and largest value at 0, 0.5 and 1.
+    the most anomalous pixels and images and so changes every metric. Here two straight lines join the smallest value
+    that there can be, the threshold, and the validation set's largest value at 0, 0.5 and 0.95; what lies beyond
+    approaches 1.
 
     It waits with the image threshold until few-shot scores are final, which they are when the whole validation set has
     been seen (min-max scaling of the map maximum).
@@ -83,6 +91,8 @@ class AprilGanPostProcessor(PostProcessor):
             image_sensitivity=image_sensitivity,
             pixel_sensitivity=pixel_sensitivity,
         )
+        self.register_buffer("margin", torch.tensor(0.0))
+        self.margin: Tensor
         self._image_threshold_metric = MidwayThreshold(fields=["pred_score", "gt_label"], strict=False)
         self.reset_calibration()
 
@@ -96,6 +106,7 @@ class AprilGanPostProcessor(PostProcessor):
             getattr(self, bound).fill_(value)
         for threshold in (self._image_threshold, self._pixel_threshold):
             threshold.fill_(THRESHOLD)
+        self.margin.fill_(0)  # nothing lies beyond these bounds
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the final image scores in place of the preliminary ones, then compute thresholds and ranges."""
@@ -111,21 +122,26 @@ class AprilGanPostProcessor(PostProcessor):
                 if metric.update_called and set(metric.fields) <= {"pred_score", "gt_label"}:
                     metric.reset()
                     metric.update(batch)
+        was_calibrated = self._image_min_max_metric.update_called
         super().on_validation_epoch_end(trainer, pl_module)
+        if was_calibrated:
+            self.image_min.fill_(pl_module.smallest_score if isinstance(pl_module, Calibratable) else 0)
+            self.pixel_min.fill_(0)
+            self.margin.fill_(MARGIN)
 
-    @staticmethod
-    def _normalize(
+    def _normalize(  # type: ignore[override]  # anomalib's is static
+        self,
         preds: Tensor | None,
         norm_min: Tensor,
         norm_max: Tensor,
         threshold: Tensor,
     ) -> Tensor | None:
-        """Join minimum, threshold and maximum at 0, 0.5 and 1 by straight lines.
+        """Join minimum, threshold and maximum by straight lines; beyond the maximum, approach 1.
 
         Args:
             preds: Raw scores or maps of any shape, or ``None``.
-            norm_min: Value that becomes 0.
-            norm_max: Value that becomes 1.
+            norm_min: Value that becomes 0; there is none below it.
+            norm_max: Value that becomes 1 less the margin.
             threshold: Value that becomes 0.5; NaN: halfway.
 
         Returns:
@@ -135,7 +151,12 @@ class AprilGanPostProcessor(PostProcessor):
             return None
         threshold = torch.where(threshold.isnan(), (norm_max + norm_min) / 2, threshold)
         below, above = threshold - norm_min, norm_max - threshold
-        # Measured from the nearer end: so even values of 1e-10 beside 1e-12 stay apart.
+        # Each measured from its own end: so even values of 1e-10 beside 1e-12 stay apart.
         low = torch.where(below > 0, 0.5 * (preds - norm_min) / below.where(below > 0, 1), 0.5 * (preds >= threshold))
-        high = torch.where(above > 0, 1 - 0.5 * (norm_max - preds) / above.where(above > 0, 1), 1.0)
+        scale = above.where(above > 0, 1)
+        at_end = torch.where(above > 0, 1 - self.margin, 0.5)
+        to_end = torch.where(above > 0, norm_max, threshold) - preds
+        within = at_end - (at_end - 0.5) * to_end / scale
+        beyond = 1 - (1 - at_end) / (1 - to_end.clamp(max=0) / scale)
+        high = torch.where(to_end >= 0, within, beyond)
         return torch.where(preds > threshold, high, low).clamp(0, 1)

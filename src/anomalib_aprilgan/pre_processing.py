@@ -84,10 +84,6 @@ class AprilGanPreProcessor(PreProcessor):
         return {"image_size": self.image_size, "transform": transform_to_spec(equivalent)}
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
-        """Restore what :meth:`checkpoint_config` returned, or a stock pre-processor's transform."""
-        if "image_size" in config:
-            restored = AprilGanPreProcessor(config["image_size"])
-            self.image_size = restored.image_size
-            self.transform = self.export_transform = restored.transform
-        else:
+        """Restore a stock pre-processor's transform. One of this class stays with the model's own image size."""
+        if "image_size" not in config:
             super().load_checkpoint_config(config)

@@ -349,8 +349,8 @@ class AprilGanModel(nn.Module):
         fitting = f" with backbone={origin.backbone!r}, layers={origin.layers}" if origin.backbone else ""
         msg = (
             f"{subject} not fit the model (backbone {self.backbone!r}, {len(self.layers)} stages {self.layers}, "
-            f"quick_gelu={self.clip.quick_gelu}): {'; '.join(conflicts)}. Use them{fitting} as they were trained, pass "
-            "another file as `adapter`, or train fresh ones with adapter=None."
+            f"quick_gelu={self.clip.quick_gelu}): {'; '.join(conflicts)}. Use them{fitting} and whatever else they "
+            "were made with, pass another file, or train fresh adapters with adapter=None."
         )
         raise ValueError(msg)
 

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -94,10 +95,10 @@ def resize_positional_embedding(embedding: Tensor, grid: int) -> Tensor:
 
 def fingerprint(towers: Towers) -> str:
     """Digest of weights that no resizing touches, to tell one CLIP from another."""
-    visual = towers.visual
     digest = hashlib.sha256()
-    for weight in (visual.class_embedding, visual.conv1.weight, visual.proj):
-        digest.update(weight.detach().float().contiguous().numpy().tobytes())
+    for name, weight in sorted(towers.named_parameters()):
+        if name != "visual.positional_embedding":  # a beginning of each weight tells enough, and is quick to read
+            digest.update(weight.detach().flatten()[:256].float().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -119,6 +120,9 @@ def _architecture(backbone: str) -> dict[str, Any]:
         kind = "a ResNet"
     elif vision.get("attentional_pool") or "multimodal_cfg" in config or vision.get("pool_type", "tok") == "none":
         kind = "a ViT with attentional pooling"
+    elif {"hf_model_name", "hf_tokenizer_name"} & set(config["text_cfg"]) and find_spec("transformers") is None:
+        msg = f"The text tower of {backbone} needs the package transformers. Install it: pip install transformers"
+        raise ValueError(msg)
     else:
         return config
     msg = (
@@ -131,7 +135,7 @@ def _architecture(backbone: str) -> dict[str, Any]:
 def _grid(backbone: str, patch_size: int, image_size: int) -> int:
     """Patches along each side of an image."""
     if not isinstance(image_size, int) or image_size <= 0 or image_size % patch_size:
-        lower = max(image_size // patch_size, 1) * patch_size if isinstance(image_size, int) else patch_size
+        lower = max(image_size // patch_size, 1) * patch_size if isinstance(image_size, int) else 16 * patch_size
         msg = (
             f"Expected argument `image_size` to be a multiple of the patch size {patch_size} of {backbone}, but got "
             f"{image_size!r}. Use for instance {lower} or {lower + patch_size}."

@@ -46,10 +46,10 @@ def read_weight_file(path: Path, kind: str) -> tuple[Any, dict[str, str]]:
         if isinstance(error, pickle.UnpicklingError) and REFUSED_CODE.search(str(error)):
             msg = (
                 f"The file {path} holds more than {kind} and would run code when loaded, so it was not. Get it from a "
-                "source that you trust, as safetensors or as a plain state dict written by `torch.save`."
+                "source that you trust: tensors and plain data alone."
             )
         else:
-            reason = str(error).partition("\n")[0][:300]
+            reason = " ".join(str(error).partition("\n")[0].split()[:40]) or "it is empty or cut short"
             msg = f"Could not read {kind} from {path}: {type(error).__name__}: {reason}. Fetch or write the file again."
         raise ValueError(msg) from error
 
