@@ -10,10 +10,16 @@ import torch
 from anomalib.data import InferenceBatch
 from anomalib.post_processing import PostProcessor
 
-from anomalib_aprilgan.post_processing import AprilGanPostProcessor
+from anomalib_aprilgan.post_processing import MARGIN, AprilGanPostProcessor
 
-normalize = AprilGanPostProcessor._normalize
 NAN = math.nan
+
+
+def normalize(values: torch.Tensor | None, *anchors: torch.Tensor, margin: float = 0.0) -> torch.Tensor:
+    """Normalise by minimum, maximum and threshold; the margin is that of a calibrated or of a fresh post-processor."""
+    post_processor = AprilGanPostProcessor()
+    post_processor.margin.fill_(margin)
+    return post_processor._normalize(values, *anchors)
 
 
 def scalars(*values: float) -> tuple[torch.Tensor, ...]:
@@ -96,8 +102,8 @@ def test_it_never_leaves_the_unit_interval(anchors):
 @pytest.mark.parametrize(
     ("anchors", "expected"),
     [
-        ((1, 1, 1), [0, 0.5, 1]),
-        ((1, 1, NAN), [0, 0.5, 1]),
+        ((1, 1, 1), [0, 0.5, 0.75]),
+        ((1, 1, NAN), [0, 0.5, 0.75]),
         ((0, 1, 0), [0.5, 1, 1]),
         ((1, 2, 2), [0, 0, 0.5]),
     ],
@@ -106,6 +112,18 @@ def test_it_never_leaves_the_unit_interval(anchors):
 def test_degenerate_ranges(anchors, expected):
     found = normalize(torch.tensor([0.0, 1.0, 2.0]), *scalars(*anchors))
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.9, 1.0], ids=str)
+def test_beyond_the_validation_range_the_order_stays(threshold):
+    """A threshold at the maximum is what normal images alone give."""
+    values = torch.tensor([0.0, 0.05, 0.1, 0.95, 1.0, 1.001, 1.1, 2.0, 5.0])
+    found = normalize(values, *scalars(0, 1, threshold), margin=MARGIN)
+    assert (found.diff() > 0).all()
+    assert found[0] == 0
+    assert found[-1] < 1
+    at_maximum = 1 - MARGIN if threshold < 1 else 0.5
+    torch.testing.assert_close(found[4], torch.tensor(at_maximum))
 
 
 def test_a_missing_threshold_is_halfway():
@@ -164,7 +182,7 @@ def test_few_shot_maps_are_normalised_by_the_largest_value_they_can_have():
 def test_resetting_forgets_everything():
     post_processor = AprilGanPostProcessor()
     expected = {name: value.clone() for name, value in post_processor.state_dict().items()}
-    names = ("image_min", "image_max", "pixel_min", "pixel_max", "_image_threshold", "_pixel_threshold")
+    names = ("margin", "image_min", "image_max", "pixel_min", "pixel_max", "_image_threshold", "_pixel_threshold")
     for name in names:
         getattr(post_processor, name).fill_(0.123)
     assert any(not torch.equal(value, expected[name]) for name, value in post_processor.state_dict().items())

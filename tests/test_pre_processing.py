@@ -162,7 +162,7 @@ def is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
 
-def test_the_configuration_survives_a_checkpoint(tmp_path):
+def test_the_configuration_is_plain_and_leaves_the_model_its_size(tmp_path):
     images = random_bytes(2, 3, 20, 30) / 255
     saved = AprilGanPreProcessor(12)
     config = saved.checkpoint_config()
@@ -170,10 +170,9 @@ def test_the_configuration_survives_a_checkpoint(tmp_path):
     torch.save(config, tmp_path / "config.pt")
     restored = AprilGanPreProcessor(40)
     restored.load_checkpoint_config(torch.load(tmp_path / "config.pt", weights_only=True))
-    assert restored.image_size == 12
-    assert torch.equal(restored.transform(images), saved.transform(images))
-    assert torch.equal(restored(images), saved(images))
-    assert restored.checkpoint_config() == config
+    assert restored.image_size == 40  # the model's own: adapters work at any size
+    assert restored.transform(images).shape[-2:] == restored(images).shape[-2:] == (40, 40)
+    assert AprilGanPreProcessor(12).checkpoint_config() == config
 
 
 def test_a_stock_pre_processor_restores_the_nearest_equivalent():
