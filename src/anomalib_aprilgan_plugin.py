@@ -3,34 +3,34 @@
 
 """Discovery by anomalib, without any import by the user.
 
-anomalib has no plugin discovery of its own, so this module gives it one. torch calls :func:`install` at the end of
-``import torch`` (entry-point group ``torch.backends``), which arranges that once ``anomalib.models`` has been imported,
-what installed packages announce in the entry-point groups ``anomalib.models`` and ``anomalib.data`` is loaded.
+anomalib has no plugin discovery of its own, so this module gives it one. When Python starts, ``anomalib_aprilgan.pth``
+calls :func:`install`, which puts a finder on ``sys.meta_path``. If ``anomalib.models`` is imported later, the finder
+removes itself, lets the import run, and then loads what installed packages announce in the entry-point groups
+``anomalib.models`` and ``anomalib.data``.
 
-There are two ways there. If ``anomalib.models`` is imported after torch, a finder on ``sys.meta_path`` sees it coming,
-removes itself and wraps its loader. If ``anomalib.models`` is what imports torch, its import is under way already; then
-the package ``anomalib`` is watched until the finished module is bound to it.
-
-Only the standard library is imported here, the work at ``import torch`` is one list insertion, and nothing is ever
-raised: a package that cannot be loaded is named in a warning. The module lives beside the package, not in it, so that
-a damaged or half-removed package cannot break ``import torch``.
+Until then nothing is imported but what Python has loaded anyway, and nothing is ever raised: a package that cannot be
+loaded is named in a warning. The module lives beside the package, not in it, so that a damaged or half-removed package
+can break neither Python nor torch nor anomalib; where this module is gone too, the ``.pth`` file keeps quiet.
 
 Set the environment variable ``ANOMALIB_APRILGAN_AUTOLOAD=0`` to switch it off.
 """
 
+from __future__ import annotations
+
 import os
 import sys
-import warnings
-from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+
+TYPE_CHECKING = False  # as in typing, which is not worth its import at every start of Python
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
 
 __all__ = ["install", "load_plugins"]
 
 SWITCH = "ANOMALIB_APRILGAN_AUTOLOAD"
 HOST = "anomalib.models"
-PARENT, _, CHILD = HOST.partition(".")
 GROUPS = ("anomalib.models", "anomalib.data")
 
 
@@ -38,9 +38,7 @@ def install() -> None:
     """Wait for the import of ``anomalib.models``; do nothing if it is switched off or already waiting."""
     if os.environ.get(SWITCH, "1").lower() in {"0", "false", "off", "no"}:
         return
-    if HOST in sys.modules:
-        _watch(sys.modules[PARENT])
-    elif not any(isinstance(finder, _HostFinder) for finder in sys.meta_path):
+    if not any(isinstance(finder, _HostFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _HostFinder())
 
 
@@ -50,7 +48,8 @@ def load_plugins() -> None:
     A class of group ``anomalib.models`` becomes an attribute of ``anomalib.models``, and its package one that
     ``get_model`` may import from; a class of group ``anomalib.data`` becomes an attribute of ``anomalib.data``.
     """
-    from importlib.metadata import entry_points  # noqa: PLC0415  # costs milliseconds, which `import torch` is spared
+    import warnings  # noqa: PLC0415
+    from importlib.metadata import entry_points  # noqa: PLC0415
 
     for group in GROUPS:
         host = sys.modules.get(group)
@@ -81,24 +80,7 @@ def _is_being_imported(module_name: str, attribute: str) -> bool:
     return is_initializing and not hasattr(module, attribute)
 
 
-def _watch(package: ModuleType) -> None:
-    """Load the plugins as soon as the import system binds the host to its package."""
-    if hasattr(package, CHILD):
-        load_plugins()
-        return
-    plain = type(package)
-
-    class Watched(plain):  # type: ignore[misc, valid-type]
-        def __setattr__(self, name: str, value: object) -> None:
-            super().__setattr__(name, value)
-            if name == CHILD:
-                self.__class__ = plain  # type: ignore[assignment]
-                load_plugins()
-
-    package.__class__ = Watched
-
-
-class _HostFinder(MetaPathFinder):
+class _HostFinder:
     """Finds nothing by itself; wraps the loader of `anomalib.models`, once."""
 
     def find_spec(
@@ -116,24 +98,24 @@ class _HostFinder(MetaPathFinder):
             spec: ModuleSpec | None = find_spec(fullname, path, target) if find_spec else None
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _HostLoader(spec.loader)
+                    spec.loader = _HostLoader(spec.loader)  # type: ignore[assignment]
                 return spec
         return None
 
 
-class _HostLoader(Loader):
+class _HostLoader:
     """The host's own loader, followed by the plugins."""
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: Any) -> None:  # noqa: ANN401
         self._loader = loader
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
-        spec = module.__spec__
-        if spec is not None:
-            spec.loader = self._loader  # nothing but this call ever sees the wrapper
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader  # nothing but this call ever sees the wrapper
         module.__loader__ = self._loader
         self._loader.exec_module(module)
         load_plugins()

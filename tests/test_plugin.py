@@ -88,6 +88,20 @@ def test_the_hook_needs_only_the_standard_library() -> None:
     modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     assert {module.partition(".")[0] for module in modules} <= sys.stdlib_module_names
+    # At the start of Python it brings in nothing that Python has not loaded anyway.
+    loaded = succeed("import sys; print(*sys.modules)").split()
+    without = succeed("import sys; print(*sys.modules)", ANOMALIB_APRILGAN_AUTOLOAD="0").split()
+    assert "anomalib_aprilgan_plugin" in loaded
+    assert set(loaded) == set(without)
+    assert not {"typing", "importlib.abc", "importlib.metadata"} & set(loaded)
+
+
+def test_the_start_of_python_keeps_quiet_where_the_hook_is_gone() -> None:
+    line = (Path(anomalib_aprilgan_plugin.__file__).parent / "anomalib_aprilgan.pth").read_text(encoding="utf-8")
+    assert line.startswith("import ")  # else Python would take it for a path
+    assert line.count("\n") == 1
+    process = subprocess.run([sys.executable, "-S", "-c", line], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
 
 
 def test_the_hook_leaves_nothing_behind() -> None:
