@@ -14,8 +14,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import normalize
 
 from anomalib_aprilgan import AprilGan, AprilGanModel
+from anomalib_aprilgan.demo.sample_data import write_sample_data
 from anomalib_aprilgan.pre_processing import CLIP_MEAN, CLIP_STD
-from anomalib_aprilgan.sample_data import write_sample_data
 
 GOLDEN = Path(__file__).parent / "golden"
 BACKBONE = "golden-vit"

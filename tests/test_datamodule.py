@@ -15,7 +15,7 @@ from anomalib_aprilgan.auxiliary_dataset import AuxiliaryBatch, mosaic
 from anomalib_aprilgan.pre_processing import EightBitResize
 
 NAMES = ("brick", "coins", "gravel")
-DEFECTS = ("foreign", "scratch", "stain")
+DEFECTS = ("scratch", "stain", "wrong_texture")
 IMAGES_PER_CATEGORY = 3 * 4  # three of each defect, three normal ones
 
 

@@ -15,6 +15,7 @@ import pytest
 from anomalib.cli.cli import AnomalibCLI
 
 from anomalib_aprilgan import AprilGan, lightning_model
+from anomalib_aprilgan.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -65,11 +66,21 @@ def small(command: str, clip_weights: Path, adapter: Path) -> list[str]:
     return [*arguments, *extra]
 
 
+def run(command: str, clip_weights: Path, adapter: Path) -> None:
+    """Run a command as its entry point would."""
+    if command.startswith("anomalib-aprilgan sample-data"):
+        main([*shlex.split(command)[1:], "--train=1", "--test=1", "--size=64"])
+    elif "benchmark" in command:  # takes no overrides: its config is run by test_configs.py
+        assert Path(command.rsplit(maxsplit=1)[-1]).is_file()
+    else:
+        AnomalibCLI(small(command, clip_weights, adapter))
+
+
 def test_the_readme_has_commands_for_all_of_its_promises() -> None:
     verbs = [line.split()[:2] for line in commands()]
     assert {verb for command, verb in verbs if command == "anomalib"} == {"predict", "test", "fit", "benchmark"}
     assert sum(line.startswith("python3 -m venv") for line in commands()) == 2
-    assert {command for command, _ in verbs} == {"anomalib", "python3"}
+    assert {command for command, _ in verbs} == {"anomalib", "anomalib-aprilgan", "python3"}
 
 
 def test_every_anomalib_command_runs(
@@ -77,12 +88,8 @@ def test_every_anomalib_command_runs(
 ) -> None:
     del user_folder
     for command in commands():
-        if not command.startswith("anomalib "):
-            continue
-        if "benchmark" in command:  # takes no overrides: its config is run by test_configs.py
-            assert Path(command.split()[-1]).is_file()
-            continue
-        AnomalibCLI(small(command, clip_weights, official_adapter))
+        if not command.startswith("python3 -m venv"):
+            run(command, clip_weights, official_adapter)
     assert list(Path("results/AprilGan/latest/images").rglob("*.png"))
     assert Path("results/AprilGan/AuxiliaryDataModule/v0/weights/lightning/model.ckpt").is_file()
     assert Path("results/AprilGan/bolts/v0/weights/lightning/model.ckpt").is_file()
@@ -107,6 +114,6 @@ def test_every_piece_of_python_runs(
 
 
 def test_every_path_in_the_readme_exists() -> None:
-    for path in re.findall(r"(?:configs|examples|tests)/[\w./]+\w", README):
+    for path in re.findall(r"(?:configs|docs|examples|src|tests)/[\w./]+\w", README):
         assert (ROOT / path).exists(), path
     assert os.access(ROOT / ".ci" / "run", os.X_OK)

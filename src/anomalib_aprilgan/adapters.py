@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -175,7 +175,7 @@ def write_adapters(path: str | Path, weights: Mapping[str, Tensor], origin: Adap
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-        save_file(plain, unfinished, metadata={METADATA_KEY: json.dumps(origin.to_dict())})
+        unfinished.write_bytes(save(plain, metadata={METADATA_KEY: json.dumps(origin.to_dict())}))
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

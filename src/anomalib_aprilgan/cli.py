@@ -8,6 +8,7 @@ Training, testing, prediction and export are anomalib's: ``anomalib test --model
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 from jsonargparse import ArgumentParser
@@ -15,20 +16,59 @@ from jsonargparse import ArgumentParser
 __all__ = ["main"]
 
 
-def sample_data(output: str, size: int = 128, train: int = 8, test: int = 4, seed: int = 0) -> None:
+def demo(output: str = "aprilgan-demo", seed: int = 0) -> None:
+    """Show on drawn pictures what zero-shot and few-shot are worth, in minutes, without any download.
+
+    Args:
+        output: Folder for the page, the adapters and the pictures.
+        seed: Seed of the tested pictures, the training and the choice of reference images.
+    """
+    import warnings  # noqa: PLC0415
+
+    warnings.simplefilter("ignore", FutureWarning)  # of anomalib's own imports
+    from anomalib_aprilgan.demo.demonstration import demonstrate  # noqa: PLC0415
+
+    demonstrate(output, seed)
+
+
+def sample_data(
+    output: str,
+    kinds: Literal["photographs", "auxiliary", "held_out"] = "photographs",
+    size: int = 128,
+    train: int = 8,
+    test: int = 4,
+    seed: int = 0,
+) -> None:
     """Write a small labelled data set with MVTec AD's folders, without any download.
 
     Args:
         output: Folder of the data set.
+        kinds: What is in the pictures. photographs: real surfaces with drawn defects; auxiliary: many drawn surfaces
+            and objects, to train adapters on; held_out: drawn ones that the embedded CLIP has never seen.
         size: Height and width of the images in pixels.
         train: Normal training images per category.
         test: Test images per category, of normal ones and of each defect.
-        seed: Seed of crops and defects.
+        seed: Seed of everything: colours, shapes, defects, light.
     """
-    from anomalib_aprilgan.sample_data import CATEGORIES, write_sample_data  # noqa: PLC0415
+    from anomalib_aprilgan.demo.sample_data import DATA_SETS, write_sample_data  # noqa: PLC0415
 
-    root = write_sample_data(output, size=size, train=train, test=test, seed=seed)
-    print(f"Wrote {', '.join(CATEGORIES)} to {root}")  # noqa: T201  # a command speaks
+    categories, defects = DATA_SETS[kinds]
+    root = write_sample_data(output, categories, defects, size=size, train=train, test=test, seed=seed)
+    print(f"Wrote {', '.join(categories)} to {root}")  # noqa: T201  # a command speaks
+
+
+def pretrain(folder: Path, pairs: int = 40_000, steps: int = 2600, seed: int = 0) -> None:
+    """Train the embedded CLIP and its adapters again, from nothing; what was interrupted goes on.
+
+    Args:
+        folder: Where pictures and checkpoints are kept, and the weights written.
+        pairs: Pairs of pictures to draw.
+        steps: Steps of pre-training.
+        seed: Seed of everything.
+    """
+    from anomalib_aprilgan.demo.pretraining import pretrain as pretrain_clip  # noqa: PLC0415
+
+    pretrain_clip(folder, pairs, steps, seed=seed)
 
 
 def fetch(name: Literal["visa", "mvtec"]) -> None:
@@ -55,7 +95,13 @@ def extract(source: str, output: str) -> None:
     print(write_adapters(output, weights, origin))  # noqa: T201
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"sample-data": sample_data, "fetch": fetch, "extract": extract}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "sample-data": sample_data,
+    "pretrain": pretrain,
+    "fetch": fetch,
+    "extract": extract,
+}
 
 
 def main(args: Sequence[str] | None = None) -> None:

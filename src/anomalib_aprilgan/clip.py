@@ -115,7 +115,7 @@ class Clip(nn.Module):
             token_ids = self._tokenizer(list(sentences)).to(device)
             tower = getattr(self.towers, "text", self.towers)
             if _ends_with_end_token(tower):
-                return _encode_causal(tower, token_ids)
+                return encode_causal(tower, token_ids)
             return self.towers.encode_text(token_ids)
 
     def train(self, mode: bool = True) -> "Clip":  # the signature is torch's
@@ -161,7 +161,7 @@ def _ends_with_end_token(tower: Towers) -> bool:
     return has_standard_parts and is_causal and pool_type == "argmax"
 
 
-def _encode_causal(tower: Towers, token_ids: Tensor) -> Tensor:
+def encode_causal(tower: Towers, token_ids: Tensor) -> Tensor:
     """Embed sentences, cut behind the longest one.
 
     Differs from the authors' code: they pad every sentence to the context length, which changes nothing but the time.

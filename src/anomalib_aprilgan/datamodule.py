@@ -92,8 +92,9 @@ class AuxiliaryDataModule(AnomalibDataModule):
 
     @property
     def trained_on(self) -> tuple[str, ...]:
-        """Each category that is trained on, as ``source/category``."""
-        return tuple(f"{category.source}/{category.class_name}" for category in self.train_data.categories)
+        """Each category that is trained on, once, as ``source/category``."""
+        names = (f"{category.source}/{category.class_name}" for category in self.train_data.categories)
+        return tuple(dict.fromkeys(names))
 
     def prepare_data(self) -> None:
         """Let each datamodule download or convert its data."""

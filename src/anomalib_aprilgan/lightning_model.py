@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from anomalib_aprilgan.checkpoint_io import ExplainingCheckpointIO, check_checkpoint
+from anomalib_aprilgan.embedded import BACKBONE, TAG, suited_settings
 from anomalib_aprilgan.losses import adapter_loss
 from anomalib_aprilgan.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.pre_processing import AprilGanPreProcessor
@@ -55,15 +56,16 @@ class AprilGan(AnomalibModule):
 
     Args:
         backbone: Name of an open_clip architecture with a standard ViT, also one added with
-            ``open_clip.add_model_config``.
+            ``open_clip.add_model_config``. ``"ViT-demo"`` is the small one that comes with this package; the defaults
+            of the next arguments suit ViT-L-14-336, and with ViT-demo its own settings stand in for them.
         pretrained: Tag of open_clip, path of a CLIP state dict, or ``None`` for random weights.
         image_size: Height and width of the images in pixels; a multiple of the patch size.
         layers: Stages that get an adapter: blocks of the image tower, counted from 1, in rising order.
         reference_layers: Stages that are kept in memory banks. ``None``: the same as ``layers``.
         quick_gelu: Run CLIP with QuickGELU. The published adapters belong to GELU.
         adapter: ``"auto"`` for the published adapters that have not seen the tested data (those trained on MVTec AD for
-            a ``Visa`` datamodule, else those trained on VisA), ``"visa"``, ``"mvtec"``, the path of an adapter file or
-            of a checkpoint, or ``None`` to train adapters.
+            a ``Visa`` datamodule, else those trained on VisA; with ViT-demo, its own), ``"visa"``, ``"mvtec"``,
+            ``"demo"``, the path of an adapter file or of a checkpoint, or ``None`` to train adapters.
         class_name: Name of the object or surface. ``None``: the datamodule's category, or ``"object"``.
         k_shot: Number of normal reference images; 0 is zero-shot. They are drawn without replacement, by the seed of
             ``seed_everything``.
@@ -107,8 +109,9 @@ class AprilGan(AnomalibModule):
         # Known before the components are made, which depend on them.
         self.adapter = adapter
         self.k_shot = k_shot
+        settings = suited_settings(backbone, pretrained, image_size, layers, reference_layers)
         super().__init__(
-            pre_processor=AprilGanPreProcessor(image_size) if pre_processor is True else pre_processor,
+            pre_processor=AprilGanPreProcessor(settings.image_size) if pre_processor is True else pre_processor,
             post_processor=post_processor,
             evaluator=evaluator,
             visualizer=visualizer,
@@ -118,10 +121,10 @@ class AprilGan(AnomalibModule):
         self.learning_rate = learning_rate
         self.model: AprilGanModel = AprilGanModel(
             backbone=backbone,
-            pretrained=pretrained,
-            image_size=image_size,
-            layers=layers,
-            reference_layers=reference_layers,
+            pretrained=settings.pretrained,
+            image_size=settings.image_size,
+            layers=settings.layers,
+            reference_layers=settings.reference_layers,
             quick_gelu=quick_gelu,
             adapter=None if adapter == "auto" or _RESTORING.get() else adapter,
         )
@@ -298,7 +301,8 @@ class AprilGan(AnomalibModule):
         return category or self.model.class_name or "object"
 
     def _load_published_adapters(self) -> None:
-        name = "mvtec" if isinstance(self._datamodule, Visa) else "visa"
+        of_real_clip = "mvtec" if isinstance(self._datamodule, Visa) else "visa"
+        name = TAG if self.model.backbone == BACKBONE else of_real_clip
         logger.info("Adapters: %r, which have not seen %s", name, getattr(self._datamodule, "name", "the images"))
         self.model.load_adapters(name)
         self._adapters_are_loaded = True

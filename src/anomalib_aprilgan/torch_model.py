@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from anomalib_aprilgan.adapters import AdapterOrigin, StageAdapters, read_adapters, write_adapters
 from anomalib_aprilgan.clip import Clip
+from anomalib_aprilgan.embedded import ADAPTERS, TAG, suited_settings
 from anomalib_aprilgan.memory_bank import MemoryBank
 from anomalib_aprilgan.prompts import prompt_ensemble
 from anomalib_aprilgan.published import PUBLISHED, fetch
@@ -53,15 +54,16 @@ class AprilGanModel(nn.Module):
 
     Args:
         backbone: Name of an open_clip architecture with a standard ViT, also one added with
-            ``open_clip.add_model_config``.
+            ``open_clip.add_model_config``. ``"ViT-demo"`` is the small one that comes with this package; the defaults
+            of the next arguments suit ViT-L-14-336, and with ViT-demo its own settings stand in for them.
         pretrained: Tag of open_clip, path of a CLIP state dict, or ``None`` for random weights.
         image_size: Height and width of the images in pixels; a multiple of the patch size.
         layers: Stages that get an adapter: blocks of the image tower, counted from 1, in rising order.
         reference_layers: Stages that are kept in memory banks. ``None``: the same as ``layers``.
         quick_gelu: Run CLIP with QuickGELU. The published adapters and numbers belong to GELU, although OpenAI trained
             with QuickGELU; this is for adapters that are trained anew.
-        adapter: ``"visa"`` or ``"mvtec"`` (published; trained on that data set), the path of an adapter file, or
-            ``None`` for fresh adapters.
+        adapter: ``"visa"`` or ``"mvtec"`` (published; trained on that data set), ``"demo"`` (the embedded CLIP's), the
+            path of an adapter file, or ``None`` for fresh adapters.
 
     Attributes:
         class_name: Class whose text features are in use; ``None`` before :meth:`setup`.
@@ -93,6 +95,9 @@ class AprilGanModel(nn.Module):
         adapter: str | Path | None = None,
     ) -> None:
         super().__init__()
+        pretrained, image_size, layers, reference_layers = suited_settings(
+            backbone, pretrained, image_size, layers, reference_layers
+        )
         self.layers = _validated_stages("layers", layers)
         self.reference_layers = (
             self.layers if reference_layers is None else _validated_stages("reference_layers", reference_layers)
@@ -309,8 +314,8 @@ class AprilGanModel(nn.Module):
         """Load adapters that were trained before.
 
         Args:
-            adapter: ``"visa"``, ``"mvtec"``, or the path of a file: one written by :meth:`save_adapters`, a checkpoint
-                of ``AprilGan``, or one of the authors' ``.pth``.
+            adapter: ``"visa"``, ``"mvtec"``, ``"demo"``, or the path of a file: one written by :meth:`save_adapters`, a
+                checkpoint of ``AprilGan``, or one of the authors' ``.pth``.
 
         Raises:
             ValueError: If the file is unusable or does not fit the model; the message names both sides.
@@ -321,7 +326,7 @@ class AprilGanModel(nn.Module):
             self._refuse(origin.conflicts_with(self.origin), f"The published adapters {adapter!r} do", origin)
             weights, _ = read_adapters(fetch(str(adapter)))
         else:
-            weights, origin = read_adapters(adapter)
+            weights, origin = read_adapters(ADAPTERS if adapter == TAG else adapter)
         theirs = [tuple(weights[f"fc.{number}.weight"].shape) for number in range(len(weights) // 2)]
         ours = [(self.clip.embed_dim, self.clip.width)] * len(self.layers)
         conflicts = origin.conflicts_with(self.origin)

@@ -22,6 +22,7 @@ from open_clip import pretrained as open_clip_pretrained
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from anomalib_aprilgan import embedded
 from anomalib_aprilgan.weight_files import read_weight_file
 
 __all__ = ["Towers", "build_towers", "fingerprint", "resize_positional_embedding", "tokenizer_of", "uses_quick_gelu"]
@@ -29,6 +30,8 @@ __all__ = ["Towers", "build_towers", "fingerprint", "resize_positional_embedding
 Weights = dict[str, Tensor]
 Towers = Any
 """Both towers, or one of them: modules of open_clip, which carries no types."""
+
+open_clip.add_model_config(embedded.CONFIG)
 
 
 def build_towers(backbone: str, pretrained: str | Path | None, image_size: int, *, quick_gelu: bool) -> Towers:
@@ -161,6 +164,10 @@ def _load_weights(backbone: str, pretrained: str | Path) -> Weights:
     if path.is_file():
         return _read_weights(path)
     tags = open_clip_pretrained.list_pretrained_tags_by_model(backbone)
+    if backbone == embedded.BACKBONE:
+        if pretrained == embedded.TAG:
+            return _read_weights(embedded.WEIGHTS)
+        tags = [embedded.TAG]
     if not open_clip_pretrained.is_pretrained_cfg(backbone, str(pretrained)):
         msg = (
             f"Expected argument `pretrained` to be a tag that open_clip has for {backbone} "

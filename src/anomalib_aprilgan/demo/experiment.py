@@ -1,0 +1,135 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Training of adapters and tests with the embedded CLIP, through anomalib's Engine."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from anomalib.data import AnomalibDataModule, ImageBatch, MVTecAD
+from anomalib.engine import Engine
+from lightning.pytorch import seed_everything
+
+from anomalib_aprilgan.datamodule import AuxiliaryDataModule
+from anomalib_aprilgan.demo.findings import METRICS, Prediction
+from anomalib_aprilgan.embedded import BACKBONE
+from anomalib_aprilgan.lightning_model import AprilGan
+
+__all__ = ["Tested", "quietly", "test_category", "train_adapters"]
+
+
+class Tested(NamedTuple):
+    """What a test found.
+
+    Attributes:
+        metrics: Values in [0, 1] by anomalib's names.
+        references: The reference images' files.
+        predictions: By file of the test split; empty unless asked for.
+    """
+
+    metrics: dict[str, float]
+    references: tuple[str, ...]
+    predictions: dict[str, Prediction]
+
+
+def train_adapters(roots: Sequence[Path], epochs: int, seed: int, folder: Path, **model_arguments: Any) -> AprilGan:  # noqa: ANN401
+    """Train adapters of the embedded CLIP.
+
+    Args:
+        roots: Data sets with MVTec AD's folders; the test splits of all their categories are trained on.
+        epochs: How often each image is seen.
+        seed: Seed of the adapters' first weights and of the order of images.
+        folder: Where the engine may write.
+        **model_arguments: Arguments of ``AprilGan``.
+
+    Returns:
+        The trained model.
+    """
+    seed_everything(seed, verbose=False)
+    source: list[AnomalibDataModule] = [
+        MVTecAD(root=root, category=min(path.name for path in root.iterdir() if path.is_dir())) for root in roots
+    ]
+    datamodule = AuxiliaryDataModule(source=source, num_workers=0)
+    model = AprilGan(backbone=BACKBONE, adapter=None, visualizer=False, **model_arguments)
+    _engine(folder, max_epochs=epochs).fit(model, datamodule=datamodule)
+    return model
+
+
+def test_category(
+    root: Path,
+    category: str,
+    k_shot: int,
+    seed: int,
+    folder: Path,
+    *,
+    predict: bool,
+    **model_arguments: Any,  # noqa: ANN401
+) -> Tested:
+    """Test the embedded CLIP on one category.
+
+    Args:
+        root: Data set with MVTec AD's folders.
+        category: The category.
+        k_shot: Number of reference images.
+        seed: Seed of their choice.
+        folder: Where the engine may write.
+        predict: Also collect what is said of each test image.
+        **model_arguments: Arguments of ``AprilGan``.
+
+    Returns:
+        Metrics, reference images and predictions.
+    """
+    seed_everything(seed, verbose=False)
+    datamodule = MVTecAD(root=root, category=category, num_workers=0)
+    model = AprilGan(backbone=BACKBONE, k_shot=k_shot, visualizer=False, **model_arguments)
+    engine = _engine(folder)
+    (metrics,) = engine.test(model, datamodule=datamodule, verbose=False)
+    predictions = _collect(engine.predict(model, datamodule=datamodule)) if predict else {}
+    return Tested({name: float(metrics[name]) for name in METRICS}, model.reference_files, predictions)
+
+
+def _collect(batches: Any) -> dict[str, Prediction]:  # noqa: ANN401
+    """Sort what a model says of each image by its file."""
+    collected = {}
+    for batch in batches:
+        if not isinstance(batch, ImageBatch):
+            msg = f"Expected batches of images, but got {type(batch).__name__}."
+            raise TypeError(msg)
+        for item in batch:
+            anomaly_map = np.asarray(torch.as_tensor(item.anomaly_map).squeeze().cpu(), np.float32)
+            collected[str(item.image_path)] = Prediction(
+                float(torch.as_tensor(item.pred_score)), bool(item.pred_label), anomaly_map
+            )
+    return collected
+
+
+def _engine(folder: Path, **arguments: Any) -> Engine:  # noqa: ANN401
+    """Make an engine that keeps quiet and writes only to the folder."""
+    return Engine(
+        default_root_dir=folder,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **arguments,
+    )
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep the logs and warnings of what runs within to what went wrong."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

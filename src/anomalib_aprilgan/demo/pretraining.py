@@ -1,0 +1,359 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The recipe of the embedded CLIP: ``anomalib-aprilgan pretrain FOLDER``.
+
+Pairs of the same picture without and with a defect, and captions that differ in the state alone, so that each batch
+holds hard negatives. Three losses, all of them CLIP's comparison of images with sentences at a temperature:
+
+- contrast: of all images with all captions of the batch; what shows the same kind in the same state belongs together;
+- twins: of each image with its caption and that of its twin, and the other way round;
+- patches: of each patch, through CLIP's own final norm and projection, with the same two captions; a patch belongs to
+  the abnormal one as far as the defect covers it.
+
+Everything depends on the seed alone. Drawing and training can be interrupted; the same command goes on where it was.
+``weights/README.md`` has time and figures.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.random import Generator, default_rng
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import track
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn.functional import cross_entropy, log_softmax, normalize
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW
+
+from anomalib_aprilgan.clip import encode_causal
+from anomalib_aprilgan.demo.defects import DEFECTS, HELD_OUT_DEFECTS
+from anomalib_aprilgan.demo.experiment import quietly, test_category, train_adapters
+from anomalib_aprilgan.demo.findings import METRICS
+from anomalib_aprilgan.demo.sample_data import DATA_SETS, write_sample_data
+from anomalib_aprilgan.demo.scenes import AUXILIARY_DEFECTS, AUXILIARY_KINDS, HELD_OUT_KINDS, render_pair
+from anomalib_aprilgan.embedded import ADAPTERS, BACKBONE, CONFIG, IMAGE_SIZE, TAG, WEIGHTS
+from anomalib_aprilgan.pre_processing import CLIP_MEAN, CLIP_STD
+from anomalib_aprilgan.prompts import ABNORMAL_STATES, NORMAL_STATES, TEMPLATES
+from anomalib_aprilgan.towers import Towers, build_towers, tokenizer_of
+
+__all__ = ["pretrain"]
+
+GRID = IMAGE_SIZE // int(json.loads(CONFIG.read_text(encoding="utf-8"))["vision_cfg"]["patch_size"])
+DRAWN_AT = 128
+"""Height and width in pixels at which pictures are drawn, before they are resized like any image."""
+
+PAIRS_PER_FILE = 500
+ADAPTER_LOOKS, ADAPTER_EPOCHS = 4, 2
+"""The adapters see each kind in so many looks, each of them so often."""
+
+SHOTS = (0, 4)
+CHECKPOINT_EVERY = 100
+UNKNOWN = "thing"
+"""The word that stands for every word that is in no caption."""
+
+NAMELESS = (UNKNOWN, f"{UNKNOWN} {UNKNOWN}", f"{UNKNOWN} {UNKNOWN} {UNKNOWN}", "object", "surface")
+LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 14.0, 100.0
+"""CLIP's factor of similarities: where it starts in the original (arXiv 2103.00020), and where it ends and APRIL-GAN
+uses it."""
+
+
+def pretrain(
+    folder: Path,
+    pairs: int = 40_000,
+    steps: int = 2600,
+    batch_size: int = 64,
+    learning_rate: float = 1.5e-3,
+    seed: int = 0,
+) -> None:
+    """Draw pairs, pre-train the CLIP on them, train its adapters, and report on what was held out.
+
+    Args:
+        folder: Where pairs and checkpoints are kept, and the weights written.
+        pairs: Pairs to draw.
+        steps: Steps of pre-training.
+        batch_size: Pairs in a batch.
+        learning_rate: Of AdamW, at its height.
+        seed: Seed of everything.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = Pairs(_draw_pairs(folder, pairs, seed))
+    towers = _train(folder, drawn, steps, batch_size, learning_rate, seed)
+    weights = folder / WEIGHTS.name
+    _write_weights(towers, weights)
+    with quietly():
+        _train_and_test_adapters(folder, weights, seed)
+
+
+# ---- Pairs ----------------------------------------------------------------------------------------------------------
+
+
+def _draw_pairs(folder: Path, pairs: int, seed: int) -> list[Path]:
+    """Draw pairs into files, of which those that are there stay, on all processors."""
+    sizes = [min(PAIRS_PER_FILE, pairs - first) for first in range(0, pairs, PAIRS_PER_FILE)]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        drawn = pool.map(_draw_file, repeat(folder), range(len(sizes)), sizes, repeat(seed))
+        return list(track(drawn, "Drawing pairs", total=len(sizes)))
+
+
+def _draw_file(folder: Path, number: int, size: int, seed: int) -> Path:
+    path = folder / f"pairs-{seed}-{number:04}-{size}.npz"
+    if path.exists():
+        return path
+    rng = default_rng([seed, number])
+    images = np.empty((size, 2, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    masks = np.empty((size, GRID, GRID), np.uint8)
+    kinds, defects = (np.empty(size, np.int16) for _ in range(2))
+    for i in range(size):
+        kinds[i], defects[i] = rng.integers(len(AUXILIARY_KINDS)), rng.integers(len(AUXILIARY_DEFECTS))
+        look, picture = (int(seed_) for seed_ in rng.integers(1 << 40, size=2))
+        pair = render_pair(AUXILIARY_KINDS[kinds[i]], AUXILIARY_DEFECTS[defects[i]], look, picture, DRAWN_AT)
+        for state, pixels in enumerate((pair.normal, pair.abnormal)):
+            images[i, state] = _resized(pixels, IMAGE_SIZE, Image.Resampling.BICUBIC)
+        masks[i] = _resized(pair.mask, GRID, Image.Resampling.BOX)
+    unfinished = path.with_suffix(".part.npz")
+    np.savez(unfinished, images=images, masks=masks, kinds=kinds, defects=defects)
+    return unfinished.rename(path)
+
+
+def _resized(pixels: NDArray[np.uint8], size: int, resampling: Image.Resampling) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(pixels).resize((size, size), resampling))
+
+
+class Batch(NamedTuple):
+    """``B`` pairs.
+
+    Attributes:
+        images: Normalised, shape ``(B, 2, 3, H, W)``: without and with the defect.
+        covered: How far the defect covers each patch, shape ``(B, P)`` in [0, 1].
+        captions: Two per pair.
+        is_named: Whether the captions name the kind, shape ``(B,)``.
+        kinds: Numbers of the kinds, shape ``(B,)``.
+    """
+
+    images: Tensor
+    covered: Tensor
+    captions: list[str]
+    is_named: Tensor
+    kinds: Tensor
+
+
+class Pairs:
+    """All pairs, in memory.
+
+    Args:
+        files: Where they are.
+    """
+
+    def __init__(self, files: list[Path]) -> None:
+        parts = [np.load(file) for file in files]
+        self.images, self.masks, self.kinds, self.defects = (
+            np.concatenate([part[name] for part in parts]) for name in ("images", "masks", "kinds", "defects")
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, size: int, rng: Generator) -> Batch:
+        """Draw a batch: each pair turned, mirrored and with exchanged colour channels at random, and captioned."""
+        chosen = rng.choice(len(self.images), min(size, len(self.images)), replace=False)
+        images, masks = self.images[chosen], self.masks[chosen]
+        texts: list[str] = []
+        is_named = []
+        for i, number in enumerate(chosen):
+            turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
+            images[i], masks[i] = np.rot90(images[i], turns, (1, 2)), np.rot90(masks[i], turns)
+            if mirrored:
+                images[i], masks[i] = images[i][:, :, ::-1], masks[i][:, ::-1]
+            if rng.random() < 0.5:  # noqa: PLR2004
+                images[i] = images[i][..., rng.permutation(3)]
+            *twins, named = _captions(AUXILIARY_KINDS[self.kinds[number]], AUXILIARY_DEFECTS[self.defects[number]], rng)
+            texts += twins
+            is_named.append(named)
+        return Batch(
+            ((torch.from_numpy(images) / 255 - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)).movedim(-1, 2),
+            torch.from_numpy(masks).flatten(1) / 255,
+            texts,
+            torch.tensor(is_named),
+            torch.from_numpy(self.kinds[chosen]).long(),
+        )
+
+
+def _captions(kind: str, defect: str, rng: Generator) -> tuple[str, str, bool]:
+    """A caption without and one with a defect, alike but for the state, and whether they name the kind.
+
+    Names are written with and without underscore. Some captions have a word without meaning in the name's place, so
+    that a name that is in no caption can be used later.
+    """
+    is_named = rng.random() < 0.7  # noqa: PLR2004
+    kind = kind if rng.random() < 0.3 else kind.replace("_", " ")  # noqa: PLR2004
+    name = kind if is_named else str(rng.choice(NAMELESS))
+    template = str(rng.choice(TEMPLATES))
+    abnormal = str(rng.choice([*ABNORMAL_STATES, *ABNORMAL_STATES, _with(defect)]))
+    return (
+        template.format(str(rng.choice(NORMAL_STATES)).format(name)),
+        template.format(abnormal.format(name)),
+        is_named,
+    )
+
+
+def _with(defect: str) -> str:
+    return "{} with a " + defect.replace("_", " ")
+
+
+# ---- Training -------------------------------------------------------------------------------------------------------
+
+
+def losses(towers: Towers, tokenizer: Callable[[list[str]], Tensor], batch: Batch, temperature: float) -> Tensor:
+    """Compute contrast, twins and patches, shape ``(3,)``.
+
+    Args:
+        towers: CLIP, whose image tower also returns patch tokens.
+        tokenizer: Its tokenizer.
+        batch: Pairs.
+        temperature: Factor of similarities.
+
+    Returns:
+        The losses.
+    """
+    with torch.autocast("cpu", torch.bfloat16):
+        embedding, tokens = towers.visual(batch.images.flatten(0, 1).contiguous())
+        tokens = tokens @ towers.visual.proj
+    images = _in_pairs(embedding)  # (B, 2, D)
+    patches = _in_pairs(tokens)  # (B, 2, P, D)
+    captions = _in_pairs(encode_causal(towers, tokenizer(batch.captions)))  # (B, 2, D)
+
+    description = 2 * batch.kinds[:, None] + torch.tensor([0, 1])  # (B, 2)
+    named_images, named_captions, named = (x[batch.is_named].flatten(0, 1) for x in (images, captions, description))
+    contrast = _contrast(named_images, named_captions, named, temperature)
+
+    twins = temperature * images @ captions.mT  # (B, state of the image, state of the caption)
+    states = torch.tensor([0, 1]).repeat(len(twins))
+    of_captions, of_images = (
+        cross_entropy(logits.flatten(0, 1), states, label_smoothing=0.05) for logits in (twins, twins.mT)
+    )
+
+    belongs = log_softmax(temperature * patches @ captions[:, None].mT, dim=-1)  # (B, 2, P, state)
+    covered = torch.stack([torch.zeros_like(batch.covered), batch.covered], dim=1).clamp(0.02, 0.98)
+    each = -(1 - covered) * belongs[..., 0] - covered * belongs[..., 1]
+    is_covered = covered > 0.3  # noqa: PLR2004
+    patch = each[is_covered].mean() / 2 + each[~is_covered].mean()
+    return torch.stack([contrast, (of_captions + of_images) / 2, patch])
+
+
+def _in_pairs(embeddings: Tensor) -> Tensor:
+    """Normalise embeddings of shape ``(2 B, ..., D)`` and sort them into pairs, shape ``(B, 2, ..., D)``."""
+    return normalize(embeddings.float(), dim=-1).reshape(-1, 2, *embeddings.shape[1:])
+
+
+def _contrast(images: Tensor, captions: Tensor, description: Tensor, temperature: float) -> Tensor:
+    """CLIP's loss, shape (); images and captions of the same description belong together."""
+    same = (description[:, None] == description).float()
+    target = same / same.sum(dim=1, keepdim=True)
+    logits = temperature * images @ captions.T
+    return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+
+
+def _train(folder: Path, pairs: Pairs, steps: int, batch_size: int, learning_rate: float, seed: int) -> Towers:
+    """Train from random weights, or from the checkpoint in the folder."""
+    towers = build_towers(BACKBONE, None, IMAGE_SIZE, quick_gelu=False)
+    towers.visual.output_tokens = True
+    tokenizer = tokenizer_of(BACKBONE)
+    parameters = [weight for name, weight in towers.named_parameters() if name != "logit_scale"]
+    optimizer = AdamW(
+        [
+            {"params": [weight for weight in parameters if weight.ndim > 1], "weight_decay": 0.05},
+            {"params": [weight for weight in parameters if weight.ndim <= 1], "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.98),
+    )
+    settings = f"{len(pairs)} pairs, {steps} steps of {batch_size}, learning rate {learning_rate}, seed {seed}"
+    checkpoint, first = folder / "checkpoint.pt", 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        if state["settings"] != settings:
+            msg = (
+                f"Expected {folder} to hold the beginning of the training that was asked for ({settings}), but its "
+                f"checkpoint belongs to another ({state['settings']}). Use another folder, or delete {checkpoint}."
+            )
+            raise ValueError(msg)
+        towers.load_state_dict(state["towers"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["steps"]
+    recent = torch.zeros(3)
+    for step in track(range(first, steps), "Pre-training", total=steps, completed=first):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        rise = min(1.0, 2 * step / steps)
+        temperature = LEAST_TEMPERATURE * (GREATEST_TEMPERATURE / LEAST_TEMPERATURE) ** rise
+        found = losses(towers, tokenizer, pairs.batch(batch_size, default_rng([seed, 1, step])), temperature)
+        optimizer.zero_grad()
+        torch.autograd.backward((found * torch.tensor([0.5, 2, 1])).sum())
+        clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        recent += found.detach()
+        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
+            contrast, twins, patch = (recent / ((step - first) % CHECKPOINT_EVERY + 1)).tolist()
+            print(f"step {step + 1}: contrast {contrast:.3f}, twins {twins:.3f}, patches {patch:.3f}")
+            recent = torch.zeros(3)
+            state = {"towers": towers.state_dict(), "optimizer": optimizer.state_dict()}
+            state |= {"steps": step + 1, "settings": settings}
+            unfinished = checkpoint.with_suffix(".part")
+            torch.save(state, unfinished)
+            unfinished.replace(checkpoint)
+    return towers
+
+
+# ---- What ships -----------------------------------------------------------------------------------------------------
+
+
+def _write_weights(towers: Towers, path: Path) -> None:
+    """Write the towers in half precision; every token that is in no caption gets the row of the unknown word.
+
+    Equal rows are why a compressed wheel hardly grows by a vocabulary of 49,408.
+    """
+    tokenizer = tokenizer_of(BACKBONE)
+    kinds = {name for kind in AUXILIARY_KINDS for name in (kind, kind.replace("_", " "))}
+    states = [*NORMAL_STATES, *ABNORMAL_STATES, *map(_with, AUXILIARY_DEFECTS)]
+    sentences = [state.format(name) for state in states for name in (*kinds, *NAMELESS)]
+    known = tokenizer([*sentences, *(template.format(UNKNOWN) for template in TEMPLATES)])
+    known = torch.unique(known)
+    weights = {name: value.detach().half().contiguous() for name, value in towers.state_dict().items()}
+    rows = weights["token_embedding.weight"]
+    (unknown,) = tokenizer([UNKNOWN])[0, 1:2]
+    weights["token_embedding.weight"] = rows[unknown].repeat(len(rows), 1).index_copy(0, known, rows[known])
+    weights["logit_scale"] = torch.tensor(math.log(GREATEST_TEMPERATURE)).half()
+    path.write_bytes(save(weights))
+
+
+def _train_and_test_adapters(folder: Path, weights: Path, seed: int) -> None:
+    """Train the adapters that ship on the auxiliary kinds, and print figures of all that was held out."""
+    auxiliary = [
+        write_sample_data(folder / f"auxiliary-{look}", *DATA_SETS["auxiliary"], train=1, test=1, seed=seed + look)
+        for look in range(ADAPTER_LOOKS)
+    ]
+    model = train_adapters(auxiliary, ADAPTER_EPOCHS, seed, folder / "adapters", pretrained=weights)
+    model.model.pretrained = TAG  # as which the weights will be known
+    model.model.trained_on = DATA_SETS["auxiliary"][0]
+    adapters = model.model.save_adapters(folder / ADAPTERS.name)
+    for name, defects in (("all defects", tuple(DEFECTS)), ("held-out defects", HELD_OUT_DEFECTS)):
+        root = write_sample_data(folder / name.replace(" ", "_"), HELD_OUT_KINDS, defects, train=16, test=8, seed=seed)
+        for k_shot in SHOTS:
+            found = [
+                test_category(
+                    root, kind, k_shot, seed, folder / "tests", predict=False, pretrained=weights, adapter=adapters
+                ).metrics
+                for kind in HELD_OUT_KINDS
+            ]
+            means = ", ".join(f"{metric} {np.mean([row[metric] for row in found]):.3f}" for metric in METRICS)
+            print(f"held-out kinds, {name}, {k_shot}-shot: {means}")

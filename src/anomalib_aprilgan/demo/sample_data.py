@@ -1,0 +1,86 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Labelled data sets with MVTec AD's folders, drawn by the generator: no download, the same files for the same seed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from anomalib_aprilgan.demo.defects import DEFECTS
+from anomalib_aprilgan.demo.photographs import PHOTOGRAPHS
+from anomalib_aprilgan.demo.scenes import (
+    AUXILIARY_DEFECTS,
+    AUXILIARY_KINDS,
+    HELD_OUT_KINDS,
+    KINDS,
+    Pixels,
+    render,
+    render_pair,
+)
+
+__all__ = ["DATA_SETS", "write_sample_data"]
+
+DATA_SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "photographs": (tuple(PHOTOGRAPHS), ("scratch", "stain", "wrong_texture")),
+    "auxiliary": (AUXILIARY_KINDS, AUXILIARY_DEFECTS),
+    "held_out": (HELD_OUT_KINDS, tuple(DEFECTS)),
+}
+"""Categories and defects of the data sets that the command line writes: real surfaces; what to train adapters on; what
+neither the embedded CLIP nor its adapters have seen."""
+
+
+def write_sample_data(
+    root: str | Path,
+    categories: Sequence[str] = DATA_SETS["photographs"][0],
+    defects: Sequence[str] = DATA_SETS["photographs"][1],
+    size: int = 128,
+    train: int = 8,
+    test: int = 4,
+    seed: int = 0,
+) -> Path:
+    """Write a data set; files that are there already are replaced by the same content.
+
+    Args:
+        root: Folder of the data set.
+        categories: Kinds of surfaces, objects or photographs; names from :data:`~anomalib_aprilgan.demo.scenes.KINDS`.
+        defects: Names from :data:`~anomalib_aprilgan.demo.defects.DEFECTS`.
+        size: Height and width of the images in pixels.
+        train: Normal training images per category.
+        test: Test images per category, of normal ones and of each defect.
+        seed: Seed of everything: colours, shapes, defects, light.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If a category or defect is unknown, or a size or number is not positive.
+    """
+    for argument, names, known in (("categories", categories, KINDS), ("defects", defects, tuple(DEFECTS))):
+        if not names or not set(names) <= set(known):
+            msg = f"Expected argument `{argument}` to hold names from {known}, but got {tuple(names)}."
+            raise ValueError(msg)
+    for argument, value in (("size", size), ("train", train), ("test", test)):
+        if value < 1:
+            msg = f"Expected argument `{argument}` to be positive, but got {value}."
+            raise ValueError(msg)
+    root = Path(root)
+    for category in categories:
+        folder = root / category
+        for number in range(train):
+            _save(render(category, seed, number, size), folder / "train" / "good" / f"{number:03}.png")
+        for number in range(test):
+            _save(render(category, seed, train + number, size), folder / "test" / "good" / f"{number:03}.png")
+        for defect in defects:
+            for number in range(test):
+                # Pictures that no normal image shows, so that nothing but the defect tells them apart.
+                _, image, mask = render_pair(category, defect, seed, train + test + number, size)
+                _save(image, folder / "test" / defect / f"{number:03}.png")
+                _save(mask, folder / "ground_truth" / defect / f"{number:03}_mask.png")
+    return root
+
+
+def _save(pixels: Pixels, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)

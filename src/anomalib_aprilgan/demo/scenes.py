@@ -1,0 +1,116 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Pictures of surfaces and objects as a camera takes them, without and with a defect."""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.random import Generator, default_rng
+from numpy.typing import NDArray
+
+from anomalib_aprilgan.demo.canvas import Array, coordinates
+from anomalib_aprilgan.demo.defects import DEFECTS, HELD_OUT_DEFECTS, add_defect
+from anomalib_aprilgan.demo.objects import OBJECTS, Scene, draw_object
+from anomalib_aprilgan.demo.photographs import PHOTOGRAPHS
+from anomalib_aprilgan.demo.surfaces import SURFACES
+
+__all__ = ["AUXILIARY_DEFECTS", "AUXILIARY_KINDS", "HELD_OUT_KINDS", "KINDS", "Pair", "Pixels", "render", "render_pair"]
+
+KINDS: tuple[str, ...] = (*SURFACES, *OBJECTS, *PHOTOGRAPHS)
+"""All kinds of surfaces and objects. The number of a kind is part of its seed: new ones go to the end."""
+
+HELD_OUT_KINDS = ("honeycomb", "corduroy", "terrazzo", "wickerwork", "gear", "button", "capsule", "padlock")
+"""Drawn kinds that are kept out of pre-training and of the training of adapters. So are all photographs."""
+
+AUXILIARY_KINDS: tuple[str, ...] = tuple(kind for kind in (*SURFACES, *OBJECTS) if kind not in HELD_OUT_KINDS)
+"""Kinds to train on."""
+
+AUXILIARY_DEFECTS: tuple[str, ...] = tuple(defect for defect in DEFECTS if defect not in HELD_OUT_DEFECTS)
+"""Defects to train on."""
+
+Pixels = NDArray[np.uint8]
+
+
+class Pair(NamedTuple):
+    """The same picture without and with a defect.
+
+    Attributes:
+        normal: Shape ``(n, n, 3)``.
+        abnormal: Shape ``(n, n, 3)``.
+        mask: 255 where the defect is, 0 elsewhere, shape ``(n, n)``.
+    """
+
+    normal: Pixels
+    abnormal: Pixels
+    mask: Pixels
+
+
+def render(kind: str, look: int, number: int, n: int) -> Pixels:
+    """Draw a normal picture of a kind.
+
+    Args:
+        kind: Name from :data:`KINDS`.
+        look: Seed of what a category's pictures share: colours, scale, pose.
+        number: Seed of what differs from picture to picture.
+        n: Height and width in pixels.
+
+    Returns:
+        The picture, shape ``(n, n, 3)``.
+    """
+    seed = [look, KINDS.index(kind)]
+    scene = _draw(kind, default_rng(seed), default_rng([*seed, number]), n)
+    rng = default_rng([*seed, number, 0])
+    return _Camera(rng, n).take(scene.picture, rng)
+
+
+def render_pair(kind: str, defect: str, look: int, number: int, n: int) -> Pair:
+    """Draw a picture of a kind, and the same with a defect.
+
+    Args:
+        kind: Name from :data:`KINDS`.
+        defect: Name from the table of defects.
+        look: Seed of what a category's pictures share: colours, scale, pose.
+        number: Seed of what differs from picture to picture.
+        n: Height and width in pixels.
+
+    Returns:
+        Both pictures, under the same light, each with noise of its own.
+    """
+    seed = [look, KINDS.index(kind)]
+    scene = _draw(kind, default_rng(seed), default_rng([*seed, number]), n)
+    rng = default_rng([*seed, number, list(DEFECTS).index(defect) + 1])
+    damaged, mask = add_defect(defect, scene, rng)
+    camera = _Camera(rng, n)
+    normal, abnormal = (camera.take(picture, rng) for picture in (scene.picture, damaged))
+    return Pair(normal, abnormal, np.asarray(mask * 255, np.uint8))
+
+
+def _draw(kind: str, look: Generator, rng: Generator, n: int) -> Scene:
+    if kind in OBJECTS:
+        return draw_object(OBJECTS[kind], look, rng, n)
+    picture = (SURFACES | PHOTOGRAPHS)[kind](look, rng, n)
+    undercoat = np.asarray(picture.mean((0, 1)) * rng.choice([0.5, 1.5]) * np.ones((n, n, 1)), np.float32)
+    return Scene(picture, undercoat, np.ones((n, n), np.float32))
+
+
+class _Camera:
+    """Light and lens, which are a little different for every picture."""
+
+    def __init__(self, rng: Generator, n: int) -> None:
+        x, y = coordinates(n)
+        slope, side = rng.uniform(0, 0.15), rng.uniform(0, 2 * np.pi)
+        falling: Array = np.asarray(slope * (x * np.cos(side) + y * np.sin(side)), np.float32)
+        self._light = (rng.uniform(0.85, 1.12) * (1 + falling))[..., None] * rng.uniform(0.96, 1.04, 3)
+        self._gamma = rng.uniform(0.85, 1.15)
+        self._blur = rng.uniform(0, 0.005) * n
+        self._noise = rng.uniform(0.002, 0.02)
+
+    def take(self, picture: Array, rng: Generator) -> Pixels:
+        """Take a picture in 8 bits."""
+        seen: Array = np.clip(picture * self._light, 0, 1) ** self._gamma
+        if self._blur > 0.3:  # noqa: PLR2004
+            seen = np.asarray(cv2.GaussianBlur(seen, (0, 0), self._blur), np.float64)
+        seen = seen + rng.normal(0, self._noise, seen.shape)
+        return np.asarray(np.clip(seen, 0, 1) * 255 + 0.5, np.uint8)

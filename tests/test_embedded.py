@@ -1,0 +1,123 @@
+"""The CLIP that comes with the package: at hand without network, and an ordinary one for open_clip."""
+
+import inspect
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from anomalib import LearningType
+from anomalib.data import MVTecAD
+from anomalib.engine import Engine
+
+import anomalib_aprilgan
+from anomalib_aprilgan import AprilGan, AprilGanModel, embedded
+from anomalib_aprilgan.demo.scenes import AUXILIARY_KINDS, HELD_OUT_KINDS, KINDS
+from anomalib_aprilgan.embedded import (
+    BACKBONE,
+    DEFAULTS,
+    IMAGE_SIZE,
+    LAYERS,
+    REFERENCE_LAYERS,
+    TAG,
+    WEIGHTS,
+    suited_settings,
+)
+from anomalib_aprilgan.towers import build_towers, tokenizer_of
+
+
+@pytest.mark.parametrize("model", [AprilGan, AprilGanModel])
+def test_the_defaults_are_those_of_the_models(model: type) -> None:
+    parameters = inspect.signature(model).parameters
+    assert tuple(parameters[name].default for name in DEFAULTS._fields) == DEFAULTS
+
+
+def test_its_own_settings_stand_in_for_defaults_alone() -> None:
+    assert suited_settings(BACKBONE, *DEFAULTS) == (TAG, IMAGE_SIZE, LAYERS, REFERENCE_LAYERS)
+    assert suited_settings(BACKBONE, "openai", 518, [6, 12, 18, 24], None)[:3] == (TAG, IMAGE_SIZE, LAYERS)
+    assert suited_settings(BACKBONE, None, 64, (1, 8), (3,)) == (None, 64, (1, 8), (3,))
+    assert suited_settings("ViT-B-16", *DEFAULTS) == DEFAULTS
+
+
+def test_it_works_at_once(sample_root: Path, tmp_path: Path) -> None:
+    """The name of the backbone is all that it takes, zero-shot and few-shot, through anomalib's Engine."""
+    for k_shot, learning_type in ((0, LearningType.ZERO_SHOT), (2, LearningType.FEW_SHOT)):
+        model = AprilGan(backbone=BACKBONE, k_shot=k_shot, visualizer=False)
+        assert model.learning_type == learning_type
+        datamodule = MVTecAD(root=sample_root, category="gravel", num_workers=0)
+        (metrics,) = Engine(default_root_dir=tmp_path, accelerator="cpu", logger=False).test(
+            model, datamodule=datamodule
+        )
+        assert metrics["pixel_AUROC"] > 0.7
+        assert model.model.trained_on
+        assert (
+            model.model.adapters.state_dict().keys()
+            == AprilGanModel(BACKBONE, adapter=TAG).adapters.state_dict().keys()
+        )
+        assert torch.equal(
+            model.model.adapters.state_dict()["fc.0.weight"],
+            AprilGanModel(BACKBONE, adapter=TAG).adapters.state_dict()["fc.0.weight"],
+        )
+
+
+def test_it_is_an_ordinary_model_of_open_clip() -> None:
+    ordinary = open_clip.create_model(BACKBONE, pretrained=str(WEIGHTS)).eval()
+    model = AprilGanModel(BACKBONE)
+    images = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+    sentences = ["a photo of a damaged gear.", "a photo of the flawless leather."]
+    with torch.no_grad():
+        expected_images = ordinary.encode_image(images)
+        expected_sentences = ordinary.encode_text(open_clip.get_tokenizer(BACKBONE)(sentences))
+    assert torch.allclose(model.clip.encode_image(images, ()).embedding, expected_images, atol=1e-5)
+    assert torch.allclose(model.clip.encode_text(sentences), expected_sentences, atol=1e-5)
+
+
+def test_another_tag_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a tag that open_clip has for ViT-demo \(demo\).*'laion2b'"):
+        AprilGanModel(BACKBONE, pretrained="laion2b")
+
+
+def test_its_adapters_fit_no_other_weights() -> None:
+    with pytest.raises(ValueError, match="pretrained"):
+        AprilGanModel(BACKBONE, pretrained=None, adapter=TAG)
+    with pytest.raises(ValueError, match="backbone"):
+        AprilGanModel("ViT-S-16-alt", pretrained=None, image_size=32, layers=(3, 6, 9, 12), adapter=TAG)
+
+
+def test_names_that_it_does_not_know_share_a_row() -> None:
+    embedding = build_towers(BACKBONE, TAG, IMAGE_SIZE, quick_gelu=False).token_embedding.weight
+    tokenizer = tokenizer_of(BACKBONE)
+
+    def row(word: str) -> torch.Tensor:
+        return embedding[tokenizer([word])[0, 1]]
+
+    for kind in HELD_OUT_KINDS:
+        assert torch.equal(row(kind), row("thing")), kind
+    rows = torch.stack([row(word) for word in ("thing", "damaged", "photo", "leather", "washer")])
+    assert len(rows.unique(dim=0)) == len(rows)
+
+
+def test_what_ships_is_small() -> None:
+    package = Path(anomalib_aprilgan.__file__).parent
+    files = [path for name in ("weights", "demo") for path in (package / name).rglob("*") if path.suffix != ".pyc"]
+    assert sum(path.stat().st_size for path in files) < 15e6
+
+
+def test_the_model_card_tells_the_numbers_that_matter() -> None:
+    card = (embedded.FOLDER / "README.md").read_text(encoding="utf-8")
+    assert "anomalib-aprilgan pretrain" in card
+    for kind in HELD_OUT_KINDS:
+        assert kind in card
+    assert str(len(AUXILIARY_KINDS)) in card
+
+
+@pytest.mark.parametrize("kind", [KINDS[0], HELD_OUT_KINDS[0]])
+def test_sentences_about_damage_lie_nearer_to_damage(kind: str) -> None:
+    """The text tower has learned the words of the states, whatever they are about."""
+    model = AprilGanModel(BACKBONE)
+    words = ("flawless", "perfect", "damaged", "broken")
+    flawless, perfect, damaged, broken = torch.nn.functional.normalize(
+        model.clip.encode_text([f"a photo of a {word} {kind}." for word in words]), dim=-1
+    )
+    assert flawless @ perfect > flawless @ damaged
+    assert damaged @ broken > broken @ perfect

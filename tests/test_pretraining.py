@@ -1,0 +1,154 @@
+"""The recipe of the embedded CLIP, on a few pairs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from numpy.random import default_rng
+from safetensors.torch import load_file
+from torch.nn.functional import normalize
+
+from anomalib_aprilgan import AprilGanModel
+from anomalib_aprilgan.adapters import read_adapters
+from anomalib_aprilgan.cli import main
+from anomalib_aprilgan.demo import pretraining
+from anomalib_aprilgan.demo.pretraining import Pairs, _captions, _draw_pairs, losses
+from anomalib_aprilgan.demo.scenes import HELD_OUT_KINDS
+from anomalib_aprilgan.embedded import BACKBONE, IMAGE_SIZE
+from anomalib_aprilgan.prompts import prompt_ensemble
+from anomalib_aprilgan.towers import build_towers, tokenizer_of
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adapters of one epoch on two kinds, tests on one."""
+    monkeypatch.setitem(pretraining.DATA_SETS, "auxiliary", (("leather", "washer"), ("scratch",)))
+    monkeypatch.setattr(pretraining, "HELD_OUT_KINDS", ("gear",))
+    monkeypatch.setattr(pretraining, "ADAPTER_EPOCHS", 1)
+    monkeypatch.setattr(pretraining, "ADAPTER_LOOKS", 2)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return _draw_pairs(tmp_path_factory.mktemp("pairs"), 8, seed=1)
+
+
+def train(folder: Path, pairs: Pairs, steps: int, stop_after: int | None = None) -> dict[str, torch.Tensor]:
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    class Interrupted(Pairs):
+        def __init__(self) -> None:
+            vars(self).update(vars(pairs))
+            self.batches = 0
+
+        def batch(self, size: int, rng: object) -> pretraining.Batch:
+            self.batches += 1
+            if stop_after is not None and self.batches > stop_after:
+                raise Stop
+            return super().batch(size, rng)
+
+    try:
+        return pretraining._train(folder, Interrupted(), steps, batch_size=4, learning_rate=1e-3, seed=0).state_dict()
+    except Stop:
+        return {}
+
+
+@pytest.mark.usefixtures("few")
+def test_the_command_makes_weights_and_adapters_that_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["pretrain", str(tmp_path), "--pairs", "6", "--steps", "1"])
+    output = capsys.readouterr().out
+    for k_shot in (0, 4):
+        assert f"held-out kinds, all defects, {k_shot}-shot: image_AUROC" in output
+        assert f"held-out kinds, held-out defects, {k_shot}-shot: image_AUROC" in output
+    weights = tmp_path / "ViT-demo.safetensors"
+    assert {value.dtype for value in load_file(weights).values()} == {torch.float16}
+    model = AprilGanModel(BACKBONE, weights, adapter=tmp_path / "adapters.safetensors")
+    assert model.trained_on
+    _, origin = read_adapters(tmp_path / "adapters.safetensors")
+    assert origin.pretrained == "demo", "not a path of the machine that trained them"
+
+
+def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(
+    drawn: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretraining, "CHECKPOINT_EVERY", 2)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "halved").mkdir()
+    expected = train(tmp_path / "whole", Pairs(drawn), 4)
+    assert not train(tmp_path / "halved", Pairs(drawn), 4, stop_after=3)
+    resumed = train(tmp_path / "halved", Pairs(drawn), 4)
+    assert all(torch.equal(resumed[name], value) for name, value in expected.items())
+
+
+def test_another_training_s_checkpoint_is_refused(drawn: list[Path], tmp_path: Path) -> None:
+    train(tmp_path, Pairs(drawn), 1)
+    with pytest.raises(ValueError, match=r"8 pairs, 2 steps of 4.*8 pairs, 1 steps of 4"):
+        train(tmp_path, Pairs(drawn), 2)
+
+
+def test_what_is_drawn_stays(drawn: list[Path]) -> None:
+    before = [path.stat().st_mtime_ns for path in drawn]
+    assert _draw_pairs(drawn[0].parent, 8, seed=1) == drawn
+    assert [path.stat().st_mtime_ns for path in drawn] == before
+
+
+def test_a_batch_depends_on_its_seed_alone(drawn: list[Path]) -> None:
+    pairs = Pairs(drawn)
+    first, again, other = (pairs.batch(4, default_rng(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first.images, again.images)
+    assert first.captions == again.captions
+    assert not torch.equal(first.images, other.images)
+    assert first.images.shape == (4, 2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert first.covered.shape == (4, 144)
+    assert first.covered.amax(dim=1).gt(0.2).all()
+
+
+def test_a_batch_s_masks_turn_with_its_images(drawn: list[Path]) -> None:
+    """Where a patch is covered, the twins differ more than elsewhere."""
+    batch = Pairs(drawn).batch(8, default_rng(3))
+    change = (batch.images[:, 0] - batch.images[:, 1]).abs().mean(dim=1)
+    change = torch.nn.functional.avg_pool2d(change, 8).flatten(1)
+    for covered, changed in zip(batch.covered, change, strict=True):
+        assert changed[covered > 0.5].mean() > 2 * changed[covered == 0].mean() or covered.max() <= 0.5
+
+
+def test_captions_differ_in_the_state_alone_and_never_name_what_is_held_out() -> None:
+    named = 0
+    for seed in range(200):
+        normal, abnormal, is_named = _captions("hex_nut", "missing_part", default_rng(seed))
+        assert normal != abnormal
+        assert normal in prompt_ensemble("hex nut")[0] + prompt_ensemble("hex_nut")[0] or not is_named
+        assert is_named == ("nut" in normal) == ("nut" in abnormal)
+        assert not any(kind in normal for kind in HELD_OUT_KINDS)
+        named += is_named
+    assert 100 < named < 180
+
+
+def test_the_losses_against_a_plain_loop(drawn: list[Path]) -> None:
+    """The definition, pair by pair, in full precision."""
+    towers = build_towers(BACKBONE, None, IMAGE_SIZE, quick_gelu=False)
+    towers.visual.output_tokens = True
+    batch, temperature = Pairs(drawn).batch(3, default_rng(5)), 20.0
+    found = losses(towers, tokenizer_of(BACKBONE), batch, temperature)
+    embedding, tokens = towers.visual(batch.images.flatten(0, 1))
+    images = normalize(embedding, dim=-1)
+    patches = normalize(tokens @ towers.visual.proj, dim=-1)
+    captions = normalize(towers.encode_text(tokenizer_of(BACKBONE)(batch.captions)), dim=-1)
+
+    twins, covered, uncovered = [], [], []
+    for pair in range(3):
+        first, second = 2 * pair, 2 * pair + 1
+        logits = temperature * images[first : second + 1] @ captions[first : second + 1].T
+        for one_way in (logits, logits.T):
+            for state in (0, 1):
+                log = one_way[state].log_softmax(dim=0)
+                twins.append(-0.975 * log[state] - 0.025 * log[1 - state])
+        for state in (0, 1):
+            for patch in range(144):
+                part = float(batch.covered[pair, patch].clamp(0.02, 0.98)) if state else 0.02
+                log = (temperature * patches[first + state, patch] @ captions[first : second + 1].T).log_softmax(dim=0)
+                (covered if part > 0.3 else uncovered).append(-(1 - part) * log[0] - part * log[1])
+    assert found[1].item() == pytest.approx(torch.stack(twins).mean().item(), abs=0.02)
+    expected = torch.stack(covered).mean() / 2 + torch.stack(uncovered).mean()
+    assert found[2].item() == pytest.approx(expected.item(), abs=0.02)
