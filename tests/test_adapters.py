@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from anomalib_aprilgan import adapters
 from anomalib_aprilgan.adapters import AdapterOrigin, StageAdapters, read_adapters, write_adapters
 
 ORIGIN = AdapterOrigin(
@@ -250,11 +249,13 @@ def test_another_suffix_is_refused_before_anything_is_written(tmp_path, name):
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = write_adapters(tmp_path / "a.safetensors", fresh_weights(), ORIGIN)
 
-    def stop_halfway(tensors, file_name, metadata):
-        Path(file_name).write_bytes(b"half a file")
+    write_bytes = Path.write_bytes
+
+    def stop_halfway(file, content):
+        write_bytes(file, content[: len(content) // 2])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(adapters, "save_file", stop_halfway)
+    monkeypatch.setattr(Path, "write_bytes", stop_halfway)
     with pytest.raises(KeyboardInterrupt):
         write_adapters(path, fresh_weights(seed=1), ORIGIN)
     weights, _ = read_adapters(path)
