@@ -26,6 +26,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretraining, "HELD_OUT_KINDS", ("gear",))
     monkeypatch.setattr(pretraining, "ADAPTER_EPOCHS", 1)
     monkeypatch.setattr(pretraining, "ADAPTER_LOOKS", 2)
+    monkeypatch.setattr(pretraining, "SHOTS", (0, 4))
 
 
 @pytest.fixture(scope="module")

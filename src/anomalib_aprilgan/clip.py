@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from anomalib_aprilgan.towers import Towers, build_towers, fingerprint, tokenizer_of, uses_quick_gelu
 
-__all__ = ["Clip", "ImageFeatures"]
+__all__ = ["Clip", "ImageFeatures", "encode_causal"]
 
 
 class ImageFeatures(NamedTuple):

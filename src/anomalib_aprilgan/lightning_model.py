@@ -61,7 +61,7 @@ class AprilGan(AnomalibModule):
         pretrained: Tag of open_clip, path of a CLIP state dict, or ``None`` for random weights.
         image_size: Height and width of the images in pixels; a multiple of the patch size.
         layers: Stages that get an adapter: blocks of the image tower, counted from 1, in rising order.
-        reference_layers: Stages that are kept in memory banks. ``None``: the same as ``layers``.
+        reference_layers: Stages that are kept in memory banks. ``None``: the same as ``layers`` (with ViT-demo: all).
         quick_gelu: Run CLIP with QuickGELU. The published adapters belong to GELU.
         adapter: ``"auto"`` for the published adapters that have not seen the tested data (those trained on MVTec AD for
             a ``Visa`` datamodule, else those trained on VisA; with ViT-demo, its own), ``"visa"``, ``"mvtec"``,
@@ -109,9 +109,9 @@ class AprilGan(AnomalibModule):
         # Known before the components are made, which depend on them.
         self.adapter = adapter
         self.k_shot = k_shot
-        settings = suited_settings(backbone, pretrained, image_size, layers, reference_layers)
+        suited = suited_settings(backbone, pretrained, image_size, layers, reference_layers)
         super().__init__(
-            pre_processor=AprilGanPreProcessor(settings.image_size) if pre_processor is True else pre_processor,
+            pre_processor=AprilGanPreProcessor(suited.image_size) if pre_processor is True else pre_processor,
             post_processor=post_processor,
             evaluator=evaluator,
             visualizer=visualizer,
@@ -121,10 +121,10 @@ class AprilGan(AnomalibModule):
         self.learning_rate = learning_rate
         self.model: AprilGanModel = AprilGanModel(
             backbone=backbone,
-            pretrained=settings.pretrained,
-            image_size=settings.image_size,
-            layers=settings.layers,
-            reference_layers=settings.reference_layers,
+            pretrained=pretrained,
+            image_size=image_size,
+            layers=layers,
+            reference_layers=reference_layers,
             quick_gelu=quick_gelu,
             adapter=None if adapter == "auto" or _RESTORING.get() else adapter,
         )

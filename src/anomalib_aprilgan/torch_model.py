@@ -59,7 +59,7 @@ class AprilGanModel(nn.Module):
         pretrained: Tag of open_clip, path of a CLIP state dict, or ``None`` for random weights.
         image_size: Height and width of the images in pixels; a multiple of the patch size.
         layers: Stages that get an adapter: blocks of the image tower, counted from 1, in rising order.
-        reference_layers: Stages that are kept in memory banks. ``None``: the same as ``layers``.
+        reference_layers: Stages that are kept in memory banks. ``None``: the same as ``layers`` (with ViT-demo: all).
         quick_gelu: Run CLIP with QuickGELU. The published adapters and numbers belong to GELU, although OpenAI trained
             with QuickGELU; this is for adapters that are trained anew.
         adapter: ``"visa"`` or ``"mvtec"`` (published; trained on that data set), ``"demo"`` (the embedded CLIP's), the

@@ -7,7 +7,6 @@ Data are drawn, adapters trained on some kinds of surfaces and objects, and test
 """
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,20 +14,20 @@ from rich.console import Console
 from rich.table import Table
 
 from anomalib_aprilgan.demo.defects import HELD_OUT_DEFECTS
-from anomalib_aprilgan.demo.experiment import quietly, test_category, train_adapters
+from anomalib_aprilgan.demo.experiment import measure_category, quietly, train_adapters
 from anomalib_aprilgan.demo.findings import Example, Findings
 from anomalib_aprilgan.demo.page import write_page
 from anomalib_aprilgan.demo.sample_data import write_sample_data
 from anomalib_aprilgan.demo.scenes import AUXILIARY_DEFECTS, AUXILIARY_KINDS, HELD_OUT_KINDS
 
-__all__ = ["demonstrate", "table_of"]
+__all__ = ["demonstrate"]
 
 K_SHOT = 4
 EPOCHS = 2
 TESTED_DEFECTS = ("scratch", "stain", "missing_part", *HELD_OUT_DEFECTS)
 
 
-def demonstrate(output: str | Path, seed: int = 0, say: Callable[[str], None] = print) -> Findings:
+def demonstrate(output: str | Path, seed: int = 0) -> Findings:
     """Draw data, train adapters, test them zero-shot and few-shot on other kinds, and write a page about it.
 
     A second run replaces what the first one wrote, and nothing else: ``data``, ``adapters.safetensors`` and
@@ -37,14 +36,14 @@ def demonstrate(output: str | Path, seed: int = 0, say: Callable[[str], None] = 
     Args:
         output: Folder to write to.
         seed: Seed of the pictures, the training and the choice of reference images.
-        say: Where progress and the table go.
 
     Returns:
         What was found.
     """
     start = time.perf_counter()
+    console = Console(soft_wrap=True)
     output = Path(output).resolve()  # as anomalib gives the paths of images
-    say("1/4  Drawing surfaces and objects, some of them damaged")
+    console.print("1/4  Drawing surfaces and objects, some of them damaged")
     auxiliary = write_sample_data(
         output / "data/auxiliary", AUXILIARY_KINDS, AUXILIARY_DEFECTS, train=1, test=1, seed=seed
     )
@@ -52,38 +51,36 @@ def demonstrate(output: str | Path, seed: int = 0, say: Callable[[str], None] = 
     trained_on = (len(AUXILIARY_KINDS), len(list(auxiliary.glob("*/test/*/*.png"))))
     found = Findings(seed, K_SHOT, EPOCHS, trained_on)
     with quietly(), TemporaryDirectory(dir=output, prefix=".unfinished-") as folder:
-        say("2/4  Training adapters on {} kinds, {} images, {} epochs".format(*trained_on, EPOCHS))
+        console.print("2/4  Training adapters on {} kinds, {} images, {} epochs".format(*trained_on, EPOCHS))
         model = train_adapters([auxiliary], EPOCHS, seed, Path(folder))
         adapters = model.model.save_adapters(output / "adapters.safetensors")
         for number, category in enumerate(HELD_OUT_KINDS, start=1):
-            say(f"3/4  Testing on kinds never seen, {number} of {len(HELD_OUT_KINDS)}: {category}")
+            console.print(f"3/4  Testing on kinds never seen, {number} of {len(HELD_OUT_KINDS)}: {category}")
             results = {
-                k: test_category(tested, category, k, seed, Path(folder), predict=True, adapter=adapters)
+                k: measure_category(tested, category, k, seed, Path(folder), predict=True, adapter=adapters)
                 for k in (0, K_SHOT)
             }
             found.metrics |= {(category, k): result.metrics for k, result in results.items()}
             found.references[category] = results[K_SHOT].references
             for image, mask in _chosen(tested / category, number):
                 found.examples.append(Example(image, mask, {k: r.predictions[str(image)] for k, r in results.items()}))
-    say("4/4  Writing the page")
+    console.print("4/4  Writing the page")
     found.seconds = time.perf_counter() - start
     page = write_page(output / "index.html", found)
-    say(f"{table_of(found)}\nTook {found.seconds:.0f} s. Open {page}")
+    console.print(_table(found))
+    console.print(f"Took {found.seconds:.0f} s. Open {page}")
     return found
 
 
-def table_of(found: Findings) -> str:
-    """Lay the metrics out as the command prints them."""
+def _table(found: Findings) -> Table:
+    """Lay the metrics out."""
     table = Table(title="Kinds never seen in training, in percent")
     table.add_column("")
     for name in found.columns:
         table.add_column(name, justify="right")
     for number, (name, values) in enumerate(found.rows, start=1):
         table.add_row(name, *(f"{100 * value:.1f}" for value in values), end_section=number == len(found.references))
-    console = Console(width=100)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get().rstrip()
+    return table
 
 
 def _chosen(category: Path, number: int) -> list[tuple[Path, Path | None]]:

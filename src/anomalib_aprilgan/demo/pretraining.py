@@ -38,7 +38,7 @@ from torch.optim import AdamW
 
 from anomalib_aprilgan.clip import encode_causal
 from anomalib_aprilgan.demo.defects import DEFECTS, HELD_OUT_DEFECTS
-from anomalib_aprilgan.demo.experiment import quietly, test_category, train_adapters
+from anomalib_aprilgan.demo.experiment import measure_category, quietly, train_adapters
 from anomalib_aprilgan.demo.findings import METRICS
 from anomalib_aprilgan.demo.sample_data import DATA_SETS, write_sample_data
 from anomalib_aprilgan.demo.scenes import AUXILIARY_DEFECTS, AUXILIARY_KINDS, HELD_OUT_KINDS, render_pair
@@ -57,7 +57,7 @@ PAIRS_PER_FILE = 500
 ADAPTER_LOOKS, ADAPTER_EPOCHS = 4, 2
 """The adapters see each kind in so many looks, each of them so often."""
 
-SHOTS = (0, 4)
+SHOTS = (0, 1, 2, 4, 8)
 CHECKPOINT_EVERY = 100
 UNKNOWN = "thing"
 """The word that stands for every word that is in no caption."""
@@ -350,7 +350,7 @@ def _train_and_test_adapters(folder: Path, weights: Path, seed: int) -> None:
         root = write_sample_data(folder / name.replace(" ", "_"), HELD_OUT_KINDS, defects, train=16, test=8, seed=seed)
         for k_shot in SHOTS:
             found = [
-                test_category(
+                measure_category(
                     root, kind, k_shot, seed, folder / "tests", predict=False, pretrained=weights, adapter=adapters
                 ).metrics
                 for kind in HELD_OUT_KINDS

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from anomalib_aprilgan.demo.canvas import (
     Array,
@@ -46,6 +47,16 @@ def _palette(look: Generator, hue: tuple[float, float], contrast: float = 0.35) 
     return light * np.float32(1 - look.uniform(0.6, 1.4) * contrast), light
 
 
+def _tone(column: Array, row: Array) -> Array:
+    """A number in [0, 1] that looks random and belongs to a place in a grid."""
+    return np.sin(column * 12.9898 + row * 78.233) * 43758.5453 % 1
+
+
+def _is_even(u: Array, v: Array) -> NDArray[np.bool_]:
+    """Where a chessboard is white."""
+    return (np.floor(u) + np.floor(v)) % 2 == 0
+
+
 def leather(look: Generator, rng: Generator, n: int) -> Array:
     dark, light = _palette(look, (0.02, 0.1), 0.3)
     across, disorder = look.uniform(9, 18), look.uniform(0.7, 1)
@@ -73,7 +84,7 @@ def fabric(look: Generator, rng: Generator, n: int) -> Array:
     threads = look.uniform(9, 16)
     x, y = _frame(look, rng, n)
     u, v = x * threads, y * threads
-    weave = np.where((np.floor(u) + np.floor(v)) % 2 == 0, 1 - 2 * sawtooth(v + 0.5), 1 - 2 * sawtooth(u + 0.5))
+    weave = np.where(_is_even(u, v), 1 - 2 * sawtooth(v + 0.5), 1 - 2 * sawtooth(u + 0.5))
     return tinted(weave * 0.8 + 0.12 * fractal(rng, n, 8), dark, light)
 
 
@@ -99,7 +110,7 @@ def bricks(look: Generator, rng: Generator, n: int) -> Array:
     x, y = _frame(look, rng, n, 0.02)
     row = np.floor(y * rows)
     u, v = x * rows / 2 + 0.5 * (row % 2), y * rows
-    tone = np.sin(np.floor(u) * 12.9898 + row * 78.233) * 43758.5453 % 1
+    tone = _tone(np.floor(u), row)
     gap = np.minimum(sawtooth(u) * 2, sawtooth(v)) - 0.07
     stone = tinted(0.3 + 0.4 * tone + 0.2 * fractal(rng, n, 10), dark, light)
     return relief(over(stone, mortar, coverage(gap / rows, 0.04)), np.clip(gap * 5, 0, 1), 0.02)
@@ -114,7 +125,7 @@ def tiles(look: Generator, rng: Generator, n: int) -> Array:
     )
     x, y = _frame(look, rng, n, 0.02)
     u, v = x * across, y * across
-    odd = ((np.floor(u) + np.floor(v)) % 2 == 0) & checked
+    odd = _is_even(u, v) & checked
     picture = np.where(odd[..., None], second, first) * (1 + 0.04 * fractal(rng, n, 4))[..., None]
     return over(picture, grout, coverage((np.minimum(sawtooth(u), sawtooth(v)) - 0.05) / across))
 
@@ -179,7 +190,7 @@ def roof_tiles(look: Generator, rng: Generator, n: int) -> Array:
     row = np.floor(v)
     u = x * across + 0.5 * (row % 2)
     bow = (v - row) + 1.4 * sawtooth(u) ** 2
-    tone = np.sin(np.floor(u + 0.5) * 12.9898 + row * 78.233) * 43758.5453 % 1
+    tone = _tone(np.floor(u + 0.5), row)
     return tinted(0.25 * tone + 0.7 * np.clip(1 - (bow % 1), 0, 1) + 0.06 * fractal(rng, n, 8), dark, light)
 
 
@@ -216,7 +227,7 @@ def parquet(look: Generator, rng: Generator, n: int) -> Array:
     across = look.uniform(1.5, 3)
     x, y = _frame(look, rng, n, 0.02)
     u, v = x * across, y * across
-    swap = (np.floor(u) + np.floor(v)) % 2 == 0
+    swap = _is_even(u, v)
     along, over_ = np.where(swap, u, v), np.where(swap, v, u)
     plank = np.floor(over_ * 4) + 17 * np.floor(along)
     tone = np.sin(plank * 12.9898 + swap) * 43758.5453 % 1
@@ -309,7 +320,7 @@ def wickerwork(look: Generator, rng: Generator, n: int) -> Array:
     across = look.uniform(4, 7)
     x, y = _frame(look, rng, n, 0.03)
     u, v = x * across, y * across
-    swap = (np.floor(u) + np.floor(v)) % 2 == 0
+    swap = _is_even(u, v)
     along, over_ = np.where(swap, u % 1, v % 1), np.where(swap, v % 1, u % 1)
     strand = np.sin(np.pi * along) * (0.5 + 0.5 * np.sin(np.pi * ((over_ * 3) % 1)))
     return tinted(strand + 0.1 * noise(rng, n, 20), dark, light)
