@@ -12,7 +12,7 @@ PACKAGE = Path(anomalib_aprilgan.__file__).parent
 LAYERS = [
     {"cli"},
     {"demo.demonstration", "demo.pretraining"},
-    {"demo.experiment", "demo.page"},
+    {"demo.experiment", "demo.page", "demo.pairs"},
     {"lightning_model"},
     {"post_processing", "pre_processing", "references", "seeding", "datamodule", "checkpoint_io"},
     {"auxiliary_dataset"},

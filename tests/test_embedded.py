@@ -50,14 +50,8 @@ def test_it_works_at_once(sample_root: Path, tmp_path: Path) -> None:
         )
         assert metrics["pixel_AUROC"] > 0.7
         assert model.model.trained_on
-        assert (
-            model.model.adapters.state_dict().keys()
-            == AprilGanModel(BACKBONE, adapter=TAG).adapters.state_dict().keys()
-        )
-        assert torch.equal(
-            model.model.adapters.state_dict()["fc.0.weight"],
-            AprilGanModel(BACKBONE, adapter=TAG).adapters.state_dict()["fc.0.weight"],
-        )
+        shipped = AprilGanModel(BACKBONE, adapter=TAG).adapters.state_dict()
+        assert all(torch.equal(model.model.adapters.state_dict()[name], value) for name, value in shipped.items())
 
 
 def test_it_is_an_ordinary_model_of_open_clip() -> None:

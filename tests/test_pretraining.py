@@ -12,7 +12,8 @@ from anomalib_aprilgan import AprilGanModel
 from anomalib_aprilgan.adapters import read_adapters
 from anomalib_aprilgan.cli import main
 from anomalib_aprilgan.demo import pretraining
-from anomalib_aprilgan.demo.pretraining import Pairs, _captions, _draw_pairs, losses
+from anomalib_aprilgan.demo.pairs import Batch, Pairs, captions, draw_pairs
+from anomalib_aprilgan.demo.pretraining import losses
 from anomalib_aprilgan.demo.scenes import HELD_OUT_KINDS
 from anomalib_aprilgan.embedded import BACKBONE, IMAGE_SIZE
 from anomalib_aprilgan.prompts import prompt_ensemble
@@ -31,7 +32,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return _draw_pairs(tmp_path_factory.mktemp("pairs"), 8, seed=1)
+    return draw_pairs(tmp_path_factory.mktemp("pairs"), 8, seed=1)
 
 
 def train(folder: Path, pairs: Pairs, steps: int, stop_after: int | None = None) -> dict[str, torch.Tensor]:
@@ -43,7 +44,7 @@ def train(folder: Path, pairs: Pairs, steps: int, stop_after: int | None = None)
             vars(self).update(vars(pairs))
             self.batches = 0
 
-        def batch(self, size: int, rng: object) -> pretraining.Batch:
+        def batch(self, size: int, rng: object) -> Batch:
             self.batches += 1
             if stop_after is not None and self.batches > stop_after:
                 raise Stop
@@ -90,7 +91,7 @@ def test_another_training_s_checkpoint_is_refused(drawn: list[Path], tmp_path: P
 
 def test_what_is_drawn_stays(drawn: list[Path]) -> None:
     before = [path.stat().st_mtime_ns for path in drawn]
-    assert _draw_pairs(drawn[0].parent, 8, seed=1) == drawn
+    assert draw_pairs(drawn[0].parent, 8, seed=1) == drawn
     assert [path.stat().st_mtime_ns for path in drawn] == before
 
 
@@ -117,7 +118,7 @@ def test_a_batch_s_masks_turn_with_its_images(drawn: list[Path]) -> None:
 def test_captions_differ_in_the_state_alone_and_never_name_what_is_held_out() -> None:
     named = 0
     for seed in range(200):
-        normal, abnormal, is_named = _captions("hex_nut", "missing_part", default_rng(seed))
+        normal, abnormal, is_named = captions("hex_nut", "missing_part", default_rng(seed))
         assert normal != abnormal
         assert normal in prompt_ensemble("hex nut")[0] + prompt_ensemble("hex_nut")[0] or not is_named
         assert is_named == ("nut" in normal) == ("nut" in abnormal)
@@ -135,12 +136,12 @@ def test_the_losses_against_a_plain_loop(drawn: list[Path]) -> None:
     embedding, tokens = towers.visual(batch.images.flatten(0, 1))
     images = normalize(embedding, dim=-1)
     patches = normalize(tokens @ towers.visual.proj, dim=-1)
-    captions = normalize(towers.encode_text(tokenizer_of(BACKBONE)(batch.captions)), dim=-1)
+    sentences = normalize(towers.encode_text(tokenizer_of(BACKBONE)(batch.captions)), dim=-1)
 
     twins, covered, uncovered = [], [], []
     for pair in range(3):
         first, second = 2 * pair, 2 * pair + 1
-        logits = temperature * images[first : second + 1] @ captions[first : second + 1].T
+        logits = temperature * images[first : second + 1] @ sentences[first : second + 1].T
         for one_way in (logits, logits.T):
             for state in (0, 1):
                 log = one_way[state].log_softmax(dim=0)
@@ -148,7 +149,7 @@ def test_the_losses_against_a_plain_loop(drawn: list[Path]) -> None:
         for state in (0, 1):
             for patch in range(144):
                 part = float(batch.covered[pair, patch].clamp(0.02, 0.98)) if state else 0.02
-                log = (temperature * patches[first + state, patch] @ captions[first : second + 1].T).log_softmax(dim=0)
+                log = (temperature * patches[first + state, patch] @ sentences[first : second + 1].T).log_softmax(dim=0)
                 (covered if part > 0.3 else uncovered).append(-(1 - part) * log[0] - part * log[1])
     assert found[1].item() == pytest.approx(torch.stack(twins).mean().item(), abs=0.02)
     expected = torch.stack(covered).mean() / 2 + torch.stack(uncovered).mean()

@@ -122,9 +122,20 @@ def test_trained_adapters_beat_fresh_ones(measure: Measure, zero_shot: Quality) 
     assert fresh.image == pytest.approx(zero_shot.image), "no adapter takes part in the image score"
 
 
-def test_all_stages_together_beat_one(measure: Measure, zero_shot: Quality) -> None:
-    """The paper's claim (section 3.2): on average a stage alone is worse, and none is better by more than noise."""
-    model = AprilGanModel(BACKBONE, adapter="demo")
-    alone = [measure(model, stage=stage).pixel for stage in LAYERS]
-    assert sum(alone) / len(alone) < zero_shot.pixel - 0.002
-    assert max(alone) < zero_shot.pixel + 0.002
+TIE = pytest.mark.xfail(strict=True, reason="alone it ties with all: pixel AUROC 0.9617 against 0.9611")
+
+
+@pytest.mark.parametrize("stage", [pytest.param(stage, marks=TIE if stage == 7 else ()) for stage in LAYERS])
+def test_each_stage_alone_is_worse_than_all(measure: Measure, zero_shot: Quality, stage: int) -> None:
+    """The paper's claim (section 3.2), which this CLIP bears out for all stages but one."""
+    assert measure(AprilGanModel(BACKBONE, adapter="demo"), stage=stage).pixel < zero_shot.pixel
+
+
+@pytest.mark.xfail(strict=True, reason="so small a CLIP does not mind: image AUROC 0.9297 against 0.9272")
+def test_quick_gelu_is_worse(measure: Measure, zero_shot: Quality) -> None:
+    """The weights were trained with GELU."""
+    model = AprilGanModel(BACKBONE, quick_gelu=True)
+    model.adapters.load_state_dict(AprilGanModel(BACKBONE, adapter="demo").adapters.state_dict())
+    worse = measure(model)
+    assert worse.image < zero_shot.image
+    assert worse.pixel < zero_shot.pixel

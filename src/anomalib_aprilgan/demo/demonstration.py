@@ -41,7 +41,7 @@ def demonstrate(output: str | Path, seed: int = 0) -> Findings:
         What was found.
     """
     start = time.perf_counter()
-    console = Console(soft_wrap=True)
+    console = Console()
     output = Path(output).resolve()  # as anomalib gives the paths of images
     console.print("1/4  Drawing surfaces and objects, some of them damaged")
     auxiliary = write_sample_data(
@@ -68,7 +68,7 @@ def demonstrate(output: str | Path, seed: int = 0) -> Findings:
     found.seconds = time.perf_counter() - start
     page = write_page(output / "index.html", found)
     console.print(_table(found))
-    console.print(f"Took {found.seconds:.0f} s. Open {page}")
+    console.print(f"Took {found.seconds:.0f} s. Open {page}", soft_wrap=True)
     return found
 
 
