@@ -735,3 +735,22 @@ def test_export_to_torch_scores_as_the_engine(
         assert float(prediction.pred_score) == pytest.approx(score, abs=1e-5)
         assert bool(prediction.pred_label) == label
         assert torch.allclose(prediction.anomaly_map[0], anomaly_map, atol=1e-5)
+
+
+@pytest.mark.parametrize("k_shot", [0, 2])
+def test_choices_of_terms_survive_a_checkpoint(
+    k_shot: int, make_lightning_model: Callable[..., AprilGan], sample_root: Path, tmp_path: Path
+) -> None:
+    """CLIP itself in the adapters' place, one stage, one sentence per state."""
+    choices: dict[str, Any] = {"adapter": "clip", "map_stages": (4,), "prompts": "single", "k_shot": k_shot}
+    model = make_lightning_model(visualizer=False, **choices)
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", logger=False)
+    datamodule = MVTecAD(root=sample_root, category="gravel", num_workers=0)
+    (metrics,) = engine.test(model, datamodule=datamodule)
+    engine.trainer.save_checkpoint(tmp_path / "model.ckpt")
+    restored = AprilGan.load_from_checkpoint(tmp_path / "model.ckpt")
+    assert restored.model.map_stages == (4,)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(restored.model(images).anomaly_map, model.model(images).anomaly_map)
+    assert torch.equal(restored.model(images).pred_score, model.model(images).pred_score)
+    assert 0 <= metrics["pixel_AUROC"] <= 1

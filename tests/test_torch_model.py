@@ -568,3 +568,69 @@ def test_random_weights_fit_themselves(make_model, tmp_path):
     restored = make_model(pretrained=None, adapter=None)
     restored.load_state_dict(through_a_file(model, tmp_path))
     assert_same_prediction(restored(random_images()), model(random_images()))
+
+
+# ---- Terms of the map, prompts, and CLIP itself in the adapters' place ----------------------------------------------
+
+
+def test_the_map_is_the_mean_of_the_chosen_stages(make_model: Callable[..., AprilGanModel], golden: dict) -> None:
+    images = golden["inputs"][:2]
+    every = make_model()
+    every.setup("bottle")
+    stages = every.stage_maps(images, every.text_features)
+    for number, stage in enumerate(every.layers):
+        alone = make_model(map_stages=(stage,))
+        alone.setup("bottle")
+        assert torch.allclose(alone(images).anomaly_map, stages[number][:, 1], atol=1e-6)
+        assert torch.allclose(alone(images).pred_score, every(images).pred_score)
+
+
+def test_memory_banks_alone_are_what_they_add(make_model: Callable[..., AprilGanModel], golden: dict) -> None:
+    images, references = golden["inputs"][:2], golden["inputs"][-3:]
+    zero_shot, few_shot, alone = make_model(), make_model(), make_model(map_stages=())
+    zero_shot.setup("bottle")
+    few_shot.setup("bottle", references)
+    alone.setup("bottle")
+    with pytest.raises(RuntimeError, match="memory banks alone"):
+        alone(images)
+    alone.setup(reference_images=references)
+    expected = few_shot(images).anomaly_map - zero_shot(images).anomaly_map
+    assert torch.allclose(alone(images).anomaly_map, expected, atol=1e-6)
+    assert alone.largest_map_value == few_shot.largest_map_value - 1
+
+
+def test_single_prompts_are_one_sentence_per_state(make_model: Callable[..., AprilGanModel]) -> None:
+    model = make_model(prompts="single")
+    model.setup("bottle")
+    sentences = ["a photo of a flawless bottle.", "a photo of a damaged bottle."]
+    expected = torch.nn.functional.normalize(model.clip.encode_text(sentences), dim=-1)
+    assert torch.allclose(model.text_features, expected, atol=1e-6)
+    ensemble = make_model()
+    ensemble.setup("bottle")
+    assert not torch.allclose(ensemble.text_features, expected, atol=1e-2)
+
+
+def test_clip_itself_in_the_adapters_place(
+    make_model: Callable[..., AprilGanModel], golden: dict, tmp_path: Path
+) -> None:
+    """The last stage's tokens then lie where open_clip puts them."""
+    model = make_model(adapter="clip", layers=(4,), reference_layers=(4,))
+    images = golden["inputs"][:2]
+    model.setup("bottle")
+    visual = model.clip.towers.visual
+    visual.output_tokens = True
+    _, tokens = visual(images)
+    tokens = torch.nn.functional.normalize(tokens @ visual.proj, dim=-1)
+    logits = 100 * tokens @ model.text_features.T
+    assert torch.allclose(model(images).anomaly_map[:, 0, 0], logits[:, 0].softmax(dim=-1)[:, 1], atol=1e-5)
+    assert not list(model.adapters.parameters())
+    with pytest.raises(RuntimeError, match="adapter='clip'"):
+        model.save_adapters(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("map_stages", (3,)), ("map_stages", (2, 2)), ("map_stages", "2"), ("prompts", "many")]
+)
+def test_bad_choices_are_explained(make_model: Callable[..., AprilGanModel], argument: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"`{argument}`"):
+        make_model(**{argument: value})

@@ -5,7 +5,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from anomalib_aprilgan.weight_files import read_weight_file
 
-__all__ = ["AdapterOrigin", "StageAdapters", "read_adapters", "write_adapters"]
+__all__ = ["AdapterOrigin", "ClipProjection", "StageAdapters", "read_adapters", "write_adapters"]
 
 OFFICIAL_KEY = "trainable_linearlayer"
 """Where the authors' checkpoints keep their weights."""
@@ -121,6 +121,31 @@ class StageAdapters(nn.Module):
             normalize(adapter(stage.to(next(adapter.parameters()).dtype)), dim=-1)
             for adapter, stage in zip(self.fc, tokens, strict=True)
         ]
+
+
+class ClipProjection(nn.Module):
+    """Stands in for the adapters, to find out what they are worth: CLIP's own way into the joint space.
+
+    It has no weights of its own.
+
+    Args:
+        project: CLIP's final norm and projection.
+    """
+
+    def __init__(self, project: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._project = project
+
+    def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        """Project each stage's tokens.
+
+        Args:
+            tokens: Per stage, raw patch tokens of shape ``(N, P, width)``.
+
+        Returns:
+            Per stage, tokens of length 1, shape ``(N, P, D)``.
+        """
+        return [normalize(self._project(stage), dim=-1) for stage in tokens]
 
 
 def read_adapters(path: str | Path) -> tuple[dict[str, Tensor], AdapterOrigin]:

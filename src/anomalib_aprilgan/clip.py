@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from anomalib_aprilgan.towers import Towers, build_towers, fingerprint, tokenizer_of, uses_quick_gelu
 
-__all__ = ["Clip", "ImageFeatures", "encode_causal"]
+__all__ = ["Clip", "ImageFeatures", "encode_causal", "encode_image"]
 
 
 class ImageFeatures(NamedTuple):
@@ -82,24 +82,20 @@ class Clip(nn.Module):
         Returns:
             The image embeddings and the wanted stages' patch tokens.
         """
+        return encode_image(self.towers.visual, images, stages)
+
+    @torch.no_grad()
+    def project(self, tokens: Tensor) -> Tensor:
+        """Map patch tokens into the joint space as CLIP does with the class token: final norm, then projection.
+
+        Args:
+            tokens: Shape ``(N, P, width)``.
+
+        Returns:
+            Shape ``(N, P, D)``, of any length.
+        """
         visual = self.towers.visual
-        patches = visual.conv1(images).flatten(2).mT  # (N, P, width)
-        patches = patches.to(visual.class_embedding.dtype)  # under autocast, the sums between blocks stay in fp32
-        class_token = visual.class_embedding.expand(patches.shape[0], 1, -1)
-        x = torch.cat([class_token, patches], dim=1) + visual.positional_embedding
-        x = visual.ln_pre(visual.patch_dropout(x))
-
-        tokens: dict[int, Tensor] = {}
-        for number, x in enumerate(_outputs_of_blocks(visual.transformer, x), start=1):  # noqa: B020
-            if number in stages:
-                tokens[number] = x[:, 1:]
-
-        # Only the pooled token goes through the final norm, before or after pooling alike for the class token.
-        if visual.final_ln_after_pool:
-            embedding = visual.ln_post(visual._global_pool(x)[0])  # noqa: SLF001
-        else:
-            embedding = visual._global_pool(visual.ln_post(x))[0]  # noqa: SLF001
-        return ImageFeatures(embedding @ visual.proj.to(embedding.dtype), tokens)
+        return visual.ln_post(tokens.to(visual.proj.dtype)) @ visual.proj
 
     def encode_text(self, sentences: Sequence[str]) -> Tensor:
         """Embed sentences.
@@ -132,6 +128,36 @@ class Clip(nn.Module):
         own = {prefix + name: value for name, value in self.towers.state_dict(prefix="towers.").items()}
         state_dict.update(own)  # what no state dict holds is not missing from it
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def encode_image(visual: Towers, images: Tensor, stages: Collection[int]) -> ImageFeatures:
+    """Pass images through an image tower once. Unlike :meth:`Clip.encode_image`, it may take part in training.
+
+    Args:
+        visual: Image tower with a standard ViT.
+        images: Pre-processed images of shape ``(N, 3, image_size, image_size)``.
+        stages: Blocks whose tokens are wanted, counted from 1.
+
+    Returns:
+        The image embeddings and the wanted stages' patch tokens.
+    """
+    patches = visual.conv1(images).flatten(2).mT  # (N, P, width)
+    patches = patches.to(visual.class_embedding.dtype)  # under autocast, the sums between blocks stay in fp32
+    class_token = visual.class_embedding.expand(patches.shape[0], 1, -1)
+    x = torch.cat([class_token, patches], dim=1) + visual.positional_embedding
+    x = visual.ln_pre(visual.patch_dropout(x))
+
+    tokens: dict[int, Tensor] = {}
+    for number, x in enumerate(_outputs_of_blocks(visual.transformer, x), start=1):  # noqa: B020
+        if number in stages:
+            tokens[number] = x[:, 1:]
+
+    # Only the pooled token goes through the final norm, before or after pooling alike for the class token.
+    if visual.final_ln_after_pool:
+        embedding = visual.ln_post(visual._global_pool(x)[0])  # noqa: SLF001
+    else:
+        embedding = visual._global_pool(visual.ln_post(x))[0]  # noqa: SLF001
+    return ImageFeatures(embedding @ visual.proj.to(embedding.dtype), tokens)
 
 
 def _outputs_of_blocks(transformer: Towers, x: Tensor, attn_mask: Tensor | None = None) -> Iterable[Tensor]:

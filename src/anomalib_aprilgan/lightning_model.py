@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from anomalib import LearningType
@@ -36,7 +36,7 @@ from anomalib_aprilgan.references import (
 )
 from anomalib_aprilgan.scoring import image_score
 from anomalib_aprilgan.seeding import apply_command_line_seed
-from anomalib_aprilgan.torch_model import AprilGanModel
+from anomalib_aprilgan.torch_model import CLIP_ITSELF, AprilGanModel
 from anomalib_aprilgan_plugin import load_plugins
 
 __all__ = ["AprilGan"]
@@ -65,13 +65,16 @@ class AprilGan(AnomalibModule):
         quick_gelu: Run CLIP with QuickGELU. The published adapters belong to GELU.
         adapter: ``"auto"`` for the published adapters that have not seen the tested data (those trained on MVTec AD for
             a ``Visa`` datamodule, else those trained on VisA; with ViT-demo, its own), ``"visa"``, ``"mvtec"``,
-            ``"demo"``, the path of an adapter file or of a checkpoint, or ``None`` to train adapters.
+            ``"demo"``, the path of an adapter file or of a checkpoint, or ``None`` to train adapters. ``"clip"``: no
+            adapters, but CLIP's own final norm and projection.
         class_name: Name of the object or surface. ``None``: the datamodule's category, or ``"object"``.
         k_shot: Number of normal reference images; 0 is zero-shot. They are drawn without replacement, by the seed of
             ``seed_everything``.
         few_shot_source: Where to draw from: a folder, one image, or a text file that lists image paths. ``None``: the
             normal images of the datamodule's training split.
         learning_rate: Of Adam, for the adapters.
+        map_stages: Those of ``layers`` whose zero-shot maps are summed. ``None``: all; ``()``: memory banks alone.
+        prompts: ``"ensemble"``, or ``"single"`` for one sentence per state.
         pre_processor: anomalib's component; ``True`` for the default (8-bit resizing, CLIP's normalisation).
         post_processor: anomalib's component; ``True`` for the default.
         evaluator: anomalib's component; ``True`` for the default (the paper's seven metrics).
@@ -100,6 +103,8 @@ class AprilGan(AnomalibModule):
         k_shot: int = 0,
         few_shot_source: str | Path | None = None,
         learning_rate: float = 1e-3,
+        map_stages: tuple[int, ...] | None = None,
+        prompts: Literal["ensemble", "single"] = "ensemble",
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -126,7 +131,9 @@ class AprilGan(AnomalibModule):
             layers=layers,
             reference_layers=reference_layers,
             quick_gelu=quick_gelu,
-            adapter=None if adapter == "auto" or _RESTORING.get() else adapter,
+            adapter=None if adapter == "auto" or (_RESTORING.get() and adapter != CLIP_ITSELF) else adapter,
+            map_stages=map_stages,
+            prompts=prompts,
         )
         self._adapters_are_loaded = adapter != "auto"
         self._is_restored = False
@@ -206,7 +213,7 @@ class AprilGan(AnomalibModule):
         if datamodule is not None and stage == "validate" and _lacks_validation_data(datamodule):
             vars(datamodule)["val_dataloader"] = self.val_dataloader  # anomalib's own would fail; see teardown
         if apply_command_line_seed(self.trainer) and stage == "fit" and not self.model.trained_on:
-            self.model.adapters.reset_parameters()
+            self.model.reset_adapters()
 
     def teardown(self, stage: str) -> None:
         """Give the datamodule back as it was."""

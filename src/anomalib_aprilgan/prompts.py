@@ -6,7 +6,9 @@
 The published adapters were trained with exactly these words in this order.
 """
 
-__all__ = ["ABNORMAL_STATES", "NORMAL_STATES", "TEMPLATES", "prompt_ensemble"]
+from collections.abc import Callable
+
+__all__ = ["ABNORMAL_STATES", "NORMAL_STATES", "PROMPTS", "TEMPLATES", "prompt_ensemble", "single_prompts"]
 
 NORMAL_STATES = (
     "{}",
@@ -82,14 +84,45 @@ def prompt_ensemble(class_name: str) -> tuple[list[str], list[str]]:
         >>> len(normal), len(abnormal), normal[35]
         (245, 175, 'a bad photo of a flawless bottle.')
     """
+    _require_name(class_name)
+    normal, abnormal = (
+        [template.format(state.format(class_name)) for state in states for template in TEMPLATES]
+        for states in (NORMAL_STATES, ABNORMAL_STATES)
+    )
+    return normal, abnormal
+
+
+def single_prompts(class_name: str) -> tuple[list[str], list[str]]:
+    """Return one sentence per state, to find out what the ensemble is worth.
+
+    Args:
+        class_name: Name of the object or surface.
+
+    Returns:
+        One sentence about the normal and one about the abnormal state, both of them sentences of the ensemble.
+
+    Raises:
+        ValueError: If the class name is empty.
+
+    Example:
+        >>> single_prompts("bottle")
+        (['a photo of a flawless bottle.'], ['a photo of a damaged bottle.'])
+    """
+    _require_name(class_name)
+    return [f"a photo of a flawless {class_name}."], [f"a photo of a damaged {class_name}."]
+
+
+PROMPTS: dict[str, Callable[[str], tuple[list[str], list[str]]]] = {
+    "ensemble": prompt_ensemble,
+    "single": single_prompts,
+}
+"""Ways to describe a class in both states, by the name of the models' argument."""
+
+
+def _require_name(class_name: object) -> None:
     if not isinstance(class_name, str) or not class_name.strip():
         msg = (
             f"Expected argument `class_name` to be a non-empty name such as 'bottle', but got {class_name!r}. "
             "Pass class_name='object' if no name fits."
         )
         raise ValueError(msg)
-    normal, abnormal = (
-        [template.format(state.format(class_name)) for state in states for template in TEMPLATES]
-        for states in (NORMAL_STATES, ABNORMAL_STATES)
-    )
-    return normal, abnormal

@@ -5,17 +5,17 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
-from anomalib_aprilgan.adapters import AdapterOrigin, StageAdapters, read_adapters, write_adapters
+from anomalib_aprilgan.adapters import AdapterOrigin, ClipProjection, StageAdapters, read_adapters, write_adapters
 from anomalib_aprilgan.clip import Clip
 from anomalib_aprilgan.embedded import ADAPTERS, TAG, suited_settings
 from anomalib_aprilgan.memory_bank import MemoryBank
-from anomalib_aprilgan.prompts import prompt_ensemble
+from anomalib_aprilgan.prompts import PROMPTS
 from anomalib_aprilgan.published import PUBLISHED, fetch
 from anomalib_aprilgan.scoring import (
     abnormal_probability,
@@ -25,7 +25,10 @@ from anomalib_aprilgan.scoring import (
     upsample,
 )
 
-__all__ = ["AprilGanModel", "Evidence"]
+__all__ = ["CLIP_ITSELF", "AprilGanModel", "Evidence"]
+
+CLIP_ITSELF = "clip"
+"""What stands for ``adapter`` where there shall be none."""
 
 
 class Evidence(NamedTuple):
@@ -63,7 +66,11 @@ class AprilGanModel(nn.Module):
         quick_gelu: Run CLIP with QuickGELU. The published adapters and numbers belong to GELU, although OpenAI trained
             with QuickGELU; this is for adapters that are trained anew.
         adapter: ``"visa"`` or ``"mvtec"`` (published; trained on that data set), ``"demo"`` (the embedded CLIP's), the
-            path of an adapter file, or ``None`` for fresh adapters.
+            path of an adapter file, or ``None`` for fresh adapters. ``"clip"`` does without: patch tokens then go
+            through CLIP's own final norm and projection, which shows what adapters are worth.
+        map_stages: Those of ``layers`` whose zero-shot maps are summed. ``None``: all. With none of them, ``()``, the
+            map is made by the memory banks alone.
+        prompts: ``"ensemble"``, or ``"single"`` for one sentence per state.
 
     Attributes:
         class_name: Class whose text features are in use; ``None`` before :meth:`setup`.
@@ -93,6 +100,8 @@ class AprilGanModel(nn.Module):
         reference_layers: Sequence[int] | None = None,
         quick_gelu: bool = False,
         adapter: str | Path | None = None,
+        map_stages: Sequence[int] | None = None,
+        prompts: Literal["ensemble", "single"] = "ensemble",
     ) -> None:
         super().__init__()
         pretrained, image_size, layers, reference_layers = suited_settings(
@@ -102,6 +111,11 @@ class AprilGanModel(nn.Module):
         self.reference_layers = (
             self.layers if reference_layers is None else _validated_stages("reference_layers", reference_layers)
         )
+        self.map_stages = self.layers if map_stages is None else self._validated_map_stages(map_stages)
+        if prompts not in PROMPTS:
+            msg = f"Expected argument `prompts` to be one of {', '.join(PROMPTS)}, but got {prompts!r}."
+            raise ValueError(msg)
+        self._prompts = PROMPTS[prompts]
         self.image_size = image_size
         self.backbone = backbone
         self.pretrained = None if pretrained is None else str(pretrained)
@@ -114,7 +128,11 @@ class AprilGanModel(nn.Module):
                 )
                 raise ValueError(msg)
 
-        self.adapters = StageAdapters(len(self.layers), self.clip.width, self.clip.embed_dim)
+        self.adapters: StageAdapters | ClipProjection = (
+            ClipProjection(self.clip.project)
+            if adapter == CLIP_ITSELF
+            else StageAdapters(len(self.layers), self.clip.width, self.clip.embed_dim)
+        )
         self.memory_banks = nn.ModuleList(MemoryBank(self.clip.width) for _ in self.reference_layers)
         self.trained_on: tuple[str, ...] = ()
         self.class_name: str | None = None
@@ -125,7 +143,7 @@ class AprilGanModel(nn.Module):
         self.map_range: Tensor
         self._text_feature_cache: dict[str, Tensor] = {}
         self.reset_calibration()
-        if adapter is not None:
+        if adapter is not None and adapter != CLIP_ITSELF:
             self.load_adapters(adapter)
 
     # ---- The method -------------------------------------------------------------------------------------------------
@@ -164,10 +182,13 @@ class AprilGanModel(nn.Module):
         embedding, tokens = self.clip.encode_image(images, {*self.layers, *self.reference_layers})
         with _full_precision(images.device):
             probability = abnormal_probability(embedding.to(text_features.dtype), text_features)
-            anomaly_map = self._zero_shot_map(tokens, text_features)
+            terms = [self._zero_shot_map(tokens, text_features)] if self.map_stages else []
             if self.is_few_shot:
-                anomaly_map = anomaly_map + self._few_shot_map(tokens)
-        return Evidence(probability, anomaly_map)
+                terms.append(self._few_shot_map(tokens))
+        if not terms:
+            msg = "With map_stages=(), the map is made by memory banks alone, and they are empty. Set up references."
+            raise RuntimeError(msg)
+        return Evidence(probability, torch.stack(terms).sum(dim=0))
 
     def image_score(self, evidence: Evidence) -> Tensor:
         """Compute image scores, shape ``(N,)``: the probability, or few-shot its mean with the scaled map maximum."""
@@ -188,20 +209,25 @@ class AprilGanModel(nn.Module):
         self._check_images("images", images)
         tokens = self.clip.encode_image(images, self.layers).tokens
         with _full_precision(images.device):
-            return self._stage_maps(tokens, text_features)
+            return self._stage_maps(tokens, text_features, self.layers)
 
-    def _stage_maps(self, tokens: Mapping[int, Tensor], text_features: Tensor) -> list[Tensor]:
-        adapted = self.adapters([tokens[layer] for layer in self.layers])
-        return [stage_probabilities(stage, text_features, self.image_size) for stage in adapted]
+    def _stage_maps(self, tokens: Mapping[int, Tensor], text_features: Tensor, stages: Sequence[int]) -> list[Tensor]:
+        adapted = dict(zip(self.layers, self.adapters([tokens[layer] for layer in self.layers]), strict=True))
+        return [stage_probabilities(adapted[stage], text_features, self.image_size) for stage in stages]
 
     def _zero_shot_map(self, tokens: Mapping[int, Tensor], text_features: Tensor) -> Tensor:
-        maps = self._stage_maps(tokens, text_features)
-        return torch.stack([stage[:, 1] for stage in maps]).sum(dim=0) / len(self.layers)
+        maps = self._stage_maps(tokens, text_features, self.map_stages)
+        return torch.stack([stage[:, 1] for stage in maps]).sum(dim=0) / self._divisor
 
     def _few_shot_map(self, tokens: Mapping[int, Tensor]) -> Tensor:
         distances = [bank(tokens[layer]) for layer, bank in zip(self.reference_layers, self._banks, strict=True)]
         maps = upsample(torch.stack(distances, dim=1), self.image_size)  # (N, R, H, W)
-        return maps.sum(dim=1) / len(self.layers)
+        return maps.sum(dim=1) / self._divisor
+
+    @property
+    def _divisor(self) -> int:
+        """What the summed map is divided by: the number of its zero-shot stages."""
+        return len(self.map_stages) or len(self.layers)
 
     # ---- Class, references and calibration --------------------------------------------------------------------------
 
@@ -236,7 +262,7 @@ class AprilGanModel(nn.Module):
             ValueError: If the class name is empty.
         """
         if class_name not in self._text_feature_cache:
-            states = [average_states(self.clip.encode_text(sentences)) for sentences in prompt_ensemble(class_name)]
+            states = [average_states(self.clip.encode_text(sentences)) for sentences in self._prompts(class_name)]
             with torch.inference_mode(mode=False):
                 self._text_feature_cache[class_name] = torch.stack(states).cpu()
         return self._text_feature_cache[class_name].to(self.text_features)
@@ -256,7 +282,8 @@ class AprilGanModel(nn.Module):
     @property
     def largest_map_value(self) -> float:
         """The largest value that an anomaly map can have: 1, and 2 more per reference stage where there are banks."""
-        return 1 + 2 * len(self.reference_layers) / len(self.layers) if self.is_few_shot else 1.0
+        zero_shot = 1.0 if self.map_stages else 0.0
+        return zero_shot + (2 * len(self.reference_layers) / self._divisor if self.is_few_shot else 0.0)
 
     @property
     def is_few_shot(self) -> bool:
@@ -279,6 +306,12 @@ class AprilGanModel(nn.Module):
             tokens = [self.clip.encode_image(image[None], self.reference_layers).tokens for image in images]
             for layer, bank in zip(self.reference_layers, self._banks, strict=True):
                 bank.store(torch.cat([image[layer] for image in tokens]))
+
+    def _validated_map_stages(self, stages: Sequence[int]) -> tuple[int, ...]:
+        if isinstance(stages, str) or not set(stages) <= set(self.layers) or len(set(stages)) != len(stages):
+            msg = f"Expected argument `map_stages` to hold some of layers={self.layers}, but got {stages!r}."
+            raise ValueError(msg)
+        return tuple(stages)
 
     def _check_images(self, name: str, images: Tensor) -> None:
         expected = (3, self.image_size, self.image_size)
@@ -333,7 +366,7 @@ class AprilGanModel(nn.Module):
         if theirs != ours:
             conflicts.append(f"{_shapes(theirs)} against the model's {_shapes(ours)}")
         self._refuse(conflicts, f"The adapters in {adapter} do", origin)
-        self.adapters.load_state_dict(weights)
+        self._require_adapters().load_state_dict(weights)
         self.trained_on = origin.trained_on
 
     def save_adapters(self, path: str | Path) -> Path:
@@ -344,8 +377,25 @@ class AprilGanModel(nn.Module):
 
         Returns:
             The path.
+
+        Raises:
+            RuntimeError: If there are none.
         """
-        return write_adapters(path, self.adapters.state_dict(), self.origin)
+        return write_adapters(path, self._require_adapters().state_dict(), self.origin)
+
+    def reset_adapters(self) -> None:
+        """Draw fresh weights for the adapters.
+
+        Raises:
+            RuntimeError: If there are none.
+        """
+        self._require_adapters().reset_parameters()
+
+    def _require_adapters(self) -> StageAdapters:
+        if isinstance(self.adapters, StageAdapters):
+            return self.adapters
+        msg = "With adapter='clip', the model has no adapters. Pass others, or adapter=None for fresh ones."
+        raise RuntimeError(msg)
 
     def _refuse(self, conflicts: Sequence[str], subject: str, origin: AdapterOrigin) -> None:
         """Raise if there are conflicts."""
