@@ -11,10 +11,18 @@ PACKAGE = Path(anomalib_aprilgan.__file__).parent
 
 LAYERS = [
     {"cli"},
-    {"demo.demonstration", "demo.pretraining"},
-    {"demo.experiment", "demo.page", "demo.pairs"},
-    {"lightning_model"},
-    {"post_processing", "pre_processing", "references", "seeding", "datamodule", "checkpoint_io"},
+    {"demo.demonstration", "demo.pretraining", "comparison.compare"},
+    {"demo.experiment", "demo.page", "demo.pairs", "comparison.job"},
+    {"comparison.callbacks", "comparison.components", "comparison.surroundings"},
+    {"comparison.grid"},
+    # The report knows the table of results alone.
+    {"comparison.report"},
+    {"comparison.sections", "comparison.gallery"},
+    {"comparison.records", "comparison.plots", "comparison.published_rows"},
+    {"comparison.tables"},
+    {"comparison.results", "comparison.protocols", "comparison.published_figures"},
+    {"lightning_model", "authors_protocol"},
+    {"post_processing", "pre_processing", "references", "seeding", "datamodule", "checkpoint_io", "quiet"},
     {"auxiliary_dataset"},
     {"torch_model"},
     {"published"},
@@ -33,8 +41,12 @@ LAYERS = [
 BOXES = {"clip", "adapters", "memory_bank", "scoring", "losses", "prompts"}
 GENERATOR = set.union(*LAYERS[-5:])
 
+REPORT = set.union(*LAYERS[5:10])
+
+SUBPACKAGES = ("comparison", "demo")
+
 HOST = {"anomalib", "lightning"}
-KNOW_THE_HOST = set.union(*LAYERS[1:6])
+KNOW_THE_HOST = set.union(*LAYERS[1 : LAYERS.index({"torch_model"})])
 
 
 def name_of(path: Path) -> str:
@@ -46,7 +58,9 @@ def imports_of(path: Path) -> set[str]:
     """Every imported module, wherever in the file."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
+        if isinstance(node, ast.ImportFrom) and node.module in {f"{PACKAGE.name}.{name}" for name in SUBPACKAGES}:
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
         elif isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
@@ -96,3 +110,11 @@ def test_the_generator_stands_alone(path: Path) -> None:
         ours = {name for name in imports_of(path) if name.startswith("anomalib_aprilgan.")}
         assert ours <= {f"anomalib_aprilgan.{name}" for name in GENERATOR}
         assert not {"torch", "open_clip"} & {name.partition(".")[0] for name in imports_of(path)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_the_report_needs_nothing_but_the_table(path: Path) -> None:
+    if name_of(path) in REPORT:
+        ours = {name.partition(".")[2] for name in imports_of(path) if name.startswith("anomalib_aprilgan.")}
+        assert ours <= REPORT
+        assert not {"torch", "open_clip", "lightning"} & {name.partition(".")[0] for name in imports_of(path)}

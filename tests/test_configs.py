@@ -1,4 +1,4 @@
-"""Every file in configs/ is run, through anomalib's own command line, with a small backbone and the sample data."""
+"""Every file in configs/ is run, through the command line that it is for, with a small backbone and the sample data."""
 
 import shutil
 from pathlib import Path
@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 import yaml
 from anomalib.cli.cli import AnomalibCLI
+
+from anomalib_aprilgan.cli import main
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -81,10 +83,59 @@ def test_benchmark(
     assert rows.groupby("model.init_args.k_shot").size().to_dict() == {0: 2, 2: 2}
 
 
+@pytest.mark.parametrize("name", ["compare_mvtec", "compare_visa", "compare_folder"])
+def test_comparisons(
+    name: str, in_small: dict[str, object], sample_root: Path, visa_root: Path, tmp_path: Path
+) -> None:
+    """With the models that need no download: APRIL-GAN and PatchCore."""
+    roots = {"mvtec": sample_root, "visa": visa_root, "folder": tmp_path / "bolts"}
+    for part, folder in (("good", "train/good"), ("bad", "test/stain")):
+        shutil.copytree(sample_root / "gravel" / folder, tmp_path / "bolts" / part)
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    config["models"] = {model: config["models"][model] for model in ("aprilgan", "patchcore")}
+    config["models"]["aprilgan"]["init_args"] = config["models"]["aprilgan"].get("init_args", {}) | in_small
+    config["models"]["patchcore"]["init_args"] = {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False}
+    config |= {"shots": config["shots"][:2], "seeds": config["seeds"][:1], "output": str(tmp_path / "output")}
+    config |= {"categories": None if "folder" in name else ["gravel"], "trainer": {"accelerator": "cpu"}}
+    config["data"]["init_args"] |= {"root": str(roots[name.partition("_")[2]]), "num_workers": 0}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    main(["compare", "--config", str(tmp_path / "config.yaml")])
+    rows = pd.read_csv(tmp_path / "output" / "results.csv")
+    assert rows.status.tolist() == ["done"] * 3, rows.error.tolist()
+    assert rows.model.tolist() == ["aprilgan", "aprilgan", "patchcore"]
+    assert rows.pixel_AUROC.isna().all() == (name == "compare_folder")
+    assert (tmp_path / "output" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "models"),
+    [("compare_stages", 5), ("compare_prompts", 2), ("compare_adapters", 2), ("compare_memory_banks", 2)],
+)
+def test_questions_of_the_paper(name: str, models: int, sample_root: Path, tmp_path: Path) -> None:
+    """With the embedded CLIP, whose stages 5 to 8 stand for the real one's 6, 12, 18 and 24."""
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert len(config["models"]) == models
+    for model in config["models"].values():
+        arguments = model.setdefault("init_args", {})
+        arguments["backbone"] = "ViT-demo"
+        arguments["map_stages"] = (
+            [4 + stage // 6 for stage in arguments["map_stages"]] if "map_stages" in arguments else None
+        )
+    config |= {"shots": config["shots"][:1], "seeds": [0], "output": str(tmp_path / "output")}
+    config |= {"categories": ["gravel"], "trainer": {"accelerator": "cpu"}}
+    config["data"]["init_args"] |= {"root": str(sample_root), "num_workers": 0}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    main(["compare", "--config", str(tmp_path / "config.yaml")])
+    rows = pd.read_csv(tmp_path / "output" / "results.csv")
+    assert rows.status.tolist() == ["done"] * models, rows.error.tolist()
+    assert rows.pixel_AUPR.nunique() == models, "each asks for something of its own"
+
+
 def test_every_config_opens_with_its_launch_line() -> None:
     paths = sorted(CONFIGS.glob("*.yaml"))
-    assert len(paths) == 7
+    assert len(paths) == 14
     for path in paths:
         head = path.read_text(encoding="utf-8").splitlines()[1]
-        verb = "fit" if "train" in path.stem else "benchmark" if path.stem == "benchmark" else "test"
-        assert head.startswith(f"#   anomalib {verb} --config configs/{path.name}")
+        verbs = {"train": "anomalib fit", "benchmark": "anomalib benchmark", "compare": "anomalib-aprilgan compare"}
+        command = verbs.get(path.stem.partition("_")[0], "anomalib test")
+        assert head.startswith(f"#   {command} --config configs/{path.name}")

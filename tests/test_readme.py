@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,25 @@ def run(command: str, clip_weights: Path, adapter: Path) -> None:
     """Run a command as its entry point would."""
     if command.startswith("anomalib-aprilgan sample-data"):
         main([*shlex.split(command)[1:], "--train=1", "--test=1", "--size=64"])
-    elif "benchmark" in command:  # takes no overrides: its config is run by test_configs.py
+    elif "benchmark" in command or "compare_mvtec" in command:  # these configs are run by test_configs.py
         assert Path(command.rsplit(maxsplit=1)[-1]).is_file()
+    elif command.startswith("anomalib-aprilgan compare"):
+        models = {"backbone": "golden-vit", "pretrained": clip_weights, "image_size": 64, "layers": "[2,4]"}
+        small_models = [f"--models.aprilgan.init_args.{name}={value}" for name, value in models.items()]
+        small_models += [
+            f"--models.aprilgan.init_args.adapter={adapter}",
+            "--models.patchcore.init_args.pre_trained=false",
+        ]
+        small_models += [
+            "--models.patchcore.init_args.backbone=resnet18",
+            "--models.patchcore.init_args.layers=[layer3]",
+        ]
+        main([*shlex.split(command)[1:], *small_models, "--data.num_workers=0", "--trainer.accelerator=cpu"])
+    elif command.startswith("anomalib-aprilgan"):
+        main(shlex.split(command)[1:])
+    elif command.startswith("pip install"):
+        extra = command[command.index("[") + 1 : command.index("]")]
+        assert extra in metadata("anomalib-aprilgan").get_all("Provides-Extra")
     else:
         AnomalibCLI(small(command, clip_weights, adapter))
 
@@ -80,7 +98,7 @@ def test_the_readme_has_commands_for_all_of_its_promises() -> None:
     verbs = [line.split()[:2] for line in commands()]
     assert {verb for command, verb in verbs if command == "anomalib"} == {"predict", "test", "fit", "benchmark"}
     assert sum(line.startswith("python3 -m venv") for line in commands()) == 2
-    assert {command for command, _ in verbs} == {"anomalib", "anomalib-aprilgan", "python3"}
+    assert {command for command, _ in verbs} == {"anomalib", "anomalib-aprilgan", "pip", "python3"}
 
 
 def test_every_anomalib_command_runs(
@@ -93,6 +111,7 @@ def test_every_anomalib_command_runs(
     assert list(Path("results/AprilGan/latest/images").rglob("*.png"))
     assert Path("results/AprilGan/AuxiliaryDataModule/v0/weights/lightning/model.ckpt").is_file()
     assert Path("results/AprilGan/bolts/v0/weights/lightning/model.ckpt").is_file()
+    assert Path("results/compare_folder/report.html").is_file()
 
 
 @pytest.mark.parametrize("block", [block for language, block in BLOCKS if language == "python"])

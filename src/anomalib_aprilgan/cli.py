@@ -9,7 +9,7 @@ Training, testing, prediction and export are anomalib's: ``anomalib test --model
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
@@ -95,12 +95,33 @@ def extract(source: str, output: str) -> None:
     print(write_adapters(output, weights, origin))  # noqa: T201
 
 
+def report(folder: Path) -> None:
+    """Write the report of a comparison again, from its table.
+
+    Args:
+        folder: The comparison's output.
+    """
+    from anomalib_aprilgan.comparison.report import write_report  # noqa: PLC0415
+
+    print(write_report(folder))  # noqa: T201
+
+
+def compare(**arguments: Any) -> None:  # noqa: ANN401
+    """Test models side by side, one row per run, and write a report."""
+    from anomalib_aprilgan.comparison.compare import compare as compare_models  # noqa: PLC0415
+
+    arguments.pop("config", None)
+    print(f"Report: {compare_models(**arguments)}")  # noqa: T201
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "sample-data": sample_data,
     "pretrain": pretrain,
     "fetch": fetch,
     "extract": extract,
+    "compare": compare,
+    "report": report,
 }
 
 
@@ -110,15 +131,32 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Arguments in place of the process's own.
     """
+    given = list(sys.argv[1:] if args is None else args)
     parser = ArgumentParser(prog="anomalib-aprilgan", description="Companion of `anomalib ... --model AprilGan`.")
     subcommands = parser.add_subcommands()
     for name, command in COMMANDS.items():
         subparser = ArgumentParser(description=(command.__doc__ or "").partition("\n")[0])
-        subparser.add_function_arguments(command, as_positional=True)
+        if command is not compare:
+            subparser.add_function_arguments(command, as_positional=True)
+        elif given[:1] == [name]:  # whose arguments are anomalib's classes, which take seconds to import
+            _add_arguments_of_comparison(subparser)
         subcommands.add_subcommand(name, subparser, help=subparser.description)  # type: ignore[no-untyped-call]
-    config = parser.parse_args(args)
+    config = parser.parse_args(given)
     name = config.subcommand
     try:
         COMMANDS[name](**config[name].as_dict())
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"anomalib-aprilgan {name}: {error}")
+
+
+def _add_arguments_of_comparison(parser: ArgumentParser) -> None:
+    """Add a configuration file, models and data as on anomalib's command line, and what else ``compare`` takes."""
+    import warnings  # noqa: PLC0415
+
+    warnings.simplefilter("ignore", FutureWarning)  # of anomalib's own imports
+    from anomalib_aprilgan.comparison.compare import compare as compare_models  # noqa: PLC0415
+    from anomalib_aprilgan.comparison.components import add_component_arguments  # noqa: PLC0415
+
+    parser.add_argument("--config", action="config", help="YAML file with any of these arguments.")
+    add_component_arguments(parser)
+    parser.add_function_arguments(compare_models, as_positional=False, skip={"models", "data"})

@@ -23,7 +23,7 @@ from torchvision.transforms.v2 import Transform
 
 from anomalib_aprilgan.auxiliary_dataset import AuxiliaryDataset, AuxiliaryItem, Category, EpochSampler
 
-__all__ = ["AuxiliaryDataModule"]
+__all__ = ["AuxiliaryDataModule", "category_names"]
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class AuxiliaryDataModule(AnomalibDataModule):
         """Make sure that every category that was asked for is there."""
         missing = sorted(set(self.categories or ()) - {category.class_name for category in found})
         if missing:
-            available = [name for source in self.sources for name in _category_names(source)]
+            available = [name for source in self.sources for name in category_names(source)]
             msg = f"Expected argument `categories` to hold names from {available}, but got {missing}."
             raise ValueError(msg)
 
@@ -165,8 +165,16 @@ class AuxiliaryDataModule(AnomalibDataModule):
         return super().test_dataloader() if self.validation is not None else []
 
 
-def _category_names(source: AnomalibDataModule) -> list[str]:
-    """List the categories of a source's data set by its folders; its only one if it has no such folders."""
+def category_names(source: AnomalibDataModule) -> list[str]:
+    """List the categories of a datamodule's data set.
+
+    Args:
+        source: The datamodule; its data must be on the disk.
+
+    Returns:
+        Those with a folder of their own that holds a test split, in alphabetical order; without such folders the
+        datamodule's only category, or its name.
+    """
     root = getattr(source, "split_root", None) or getattr(source, "root", None)
     if source.category and root is not None and Path(root).is_dir():
         names = sorted(folder.name for folder in Path(root).iterdir() if any(folder.glob("test*/")))
@@ -176,7 +184,7 @@ def _category_names(source: AnomalibDataModule) -> list[str]:
 
 
 def _categories_of(source: AnomalibDataModule, wanted: Sequence[str] | None) -> list[Category]:
-    names = _category_names(source)
+    names = category_names(source)
     return [
         _load_category(source, name if source.category else "", name) for name in names if not wanted or name in wanted
     ]

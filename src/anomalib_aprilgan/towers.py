@@ -9,6 +9,7 @@ size, 3.x only warns. Here architecture, activation and image size are what was 
 
 import difflib
 import hashlib
+import inspect
 import re
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -25,7 +26,15 @@ from torch.nn.functional import interpolate
 from anomalib_aprilgan import embedded
 from anomalib_aprilgan.weight_files import read_weight_file
 
-__all__ = ["Towers", "build_towers", "fingerprint", "resize_positional_embedding", "tokenizer_of", "uses_quick_gelu"]
+__all__ = [
+    "Towers",
+    "build_towers",
+    "fingerprint",
+    "resize_positional_embedding",
+    "runs_batch_first",
+    "tokenizer_of",
+    "uses_quick_gelu",
+]
 
 Weights = dict[str, Tensor]
 Towers = Any
@@ -70,6 +79,11 @@ def build_towers(backbone: str, pretrained: str | Path | None, image_size: int, 
 def tokenizer_of(backbone: str) -> Callable[[list[str]], Tensor]:
     """Return what turns sentences into token numbers of shape ``(S, context_length)``."""
     return open_clip.get_tokenizer(backbone)
+
+
+def runs_batch_first() -> bool:
+    """Whether the installed open_clip's transformers want the batch as their first dimension, as from 2.26 on."""
+    return "batch_first" in inspect.signature(open_clip.transformer.Transformer).parameters
 
 
 def uses_quick_gelu(backbone: str, *, quick_gelu: bool) -> bool:

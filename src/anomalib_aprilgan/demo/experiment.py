@@ -3,17 +3,13 @@
 
 """Training of adapters and tests with the embedded CLIP, through anomalib's Engine."""
 
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from anomalib.data import AnomalibDataModule, MVTecAD
-from anomalib.engine import Engine
 from anomalib.metrics import AUROC, Evaluator
 from lightning.pytorch import seed_everything
 
@@ -21,8 +17,9 @@ from anomalib_aprilgan.datamodule import AuxiliaryDataModule
 from anomalib_aprilgan.demo.findings import METRICS, Prediction
 from anomalib_aprilgan.embedded import BACKBONE
 from anomalib_aprilgan.lightning_model import AprilGan
+from anomalib_aprilgan.quiet import quiet_engine
 
-__all__ = ["Tested", "measure_category", "quietly", "train_adapters"]
+__all__ = ["Tested", "measure_category", "train_adapters"]
 
 
 class Tested(NamedTuple):
@@ -58,7 +55,7 @@ def train_adapters(roots: Sequence[Path], epochs: int, seed: int, folder: Path, 
     ]
     datamodule = AuxiliaryDataModule(source=source, num_workers=0)
     model = AprilGan(backbone=BACKBONE, adapter=None, visualizer=False, **model_arguments)
-    _engine(folder, max_epochs=epochs).fit(model, datamodule=datamodule)
+    quiet_engine(folder, max_epochs=epochs).fit(model, datamodule=datamodule)
     return model
 
 
@@ -95,7 +92,7 @@ def measure_category(
         ]
     )  # the others take several times as long as the model
     model = AprilGan(backbone=BACKBONE, k_shot=k_shot, evaluator=evaluator, visualizer=False, **model_arguments)
-    engine = _engine(folder)
+    engine = quiet_engine(folder)
     (metrics,) = engine.test(model, datamodule=datamodule, verbose=False)
     predictions = _collect(engine.predict(model, datamodule=datamodule)) if predict else {}
     return Tested({name: float(metrics[name]) for name in METRICS}, model.reference_files, predictions)
@@ -111,29 +108,3 @@ def _collect(batches: Any) -> dict[str, Prediction]:  # noqa: ANN401  # Lightnin
                 float(torch.as_tensor(item.pred_score)), bool(item.pred_label), anomaly_map
             )
     return collected
-
-
-def _engine(folder: Path, **arguments: Any) -> Engine:  # noqa: ANN401
-    """Make an engine that keeps quiet and writes only to the folder."""
-    return Engine(
-        default_root_dir=folder,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **arguments,
-    )
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Keep the logs and warnings of what runs within to what went wrong."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

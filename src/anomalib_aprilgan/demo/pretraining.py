@@ -31,12 +31,13 @@ from torch.optim import AdamW
 
 from anomalib_aprilgan.clip import encode_causal
 from anomalib_aprilgan.demo.defects import DEFECTS, HELD_OUT_DEFECTS
-from anomalib_aprilgan.demo.experiment import measure_category, quietly, train_adapters
+from anomalib_aprilgan.demo.experiment import measure_category, train_adapters
 from anomalib_aprilgan.demo.findings import METRICS
 from anomalib_aprilgan.demo.pairs import UNKNOWN, Batch, Pairs, draw_pairs, words_of_captions
 from anomalib_aprilgan.demo.sample_data import DATA_SETS, write_sample_data
 from anomalib_aprilgan.demo.scenes import HELD_OUT_KINDS
 from anomalib_aprilgan.embedded import ADAPTERS, BACKBONE, IMAGE_SIZE, TAG, WEIGHTS
+from anomalib_aprilgan.quiet import quietly
 from anomalib_aprilgan.towers import Towers, build_towers, tokenizer_of
 
 __all__ = ["pretrain"]

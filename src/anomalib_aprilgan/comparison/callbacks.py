@@ -1,0 +1,186 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What takes part in a run of any of anomalib's models: the same references for all, a stopwatch, and examples."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from anomalib.data import AnomalibDataModule
+from anomalib.data.utils import LabelName
+from anomalib.visualization import Visualizer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from PIL import Image
+
+from anomalib_aprilgan.comparison.grid import Run
+from anomalib_aprilgan.references import draw, normal_training_files
+
+__all__ = ["ExampleWriter", "References", "Stopwatch"]
+
+EXAMPLE_PIXELS = 256
+"""Height and width of the examples' pictures."""
+
+
+class References(Callback):
+    """Leaves only the reference images in the training split, the same for every model.
+
+    Zero- and few-shot models then take all of them as references, and the others train on them.
+
+    Args:
+        k_shot: How many; ``None``: the training split stays as it is.
+        seed: Seed of the draw, which is that of ``AprilGan``.
+
+    Attributes:
+        files: The reference images; empty if the training split stays as it is.
+    """
+
+    def __init__(self, k_shot: int | None, seed: int) -> None:
+        self.k_shot = k_shot
+        self.seed = seed
+        self.files: tuple[str, ...] = ()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Draw the references, between the set-up of the data and that of the model."""
+        del pl_module, stage
+        datamodule: AnomalibDataModule | None = getattr(trainer, "datamodule", None)
+        if self.k_shot is None or self.files or datamodule is None:
+            return
+        files = normal_training_files(datamodule)
+        chosen = draw(files, self.k_shot, self.seed)
+        paths = datamodule.train_data.samples.image_path.map(Path)
+        rows = [int(np.flatnonzero(paths == file)[0]) for file in chosen]
+        datamodule.train_data = datamodule.train_data.subsample(rows)
+        self.files = tuple(map(str, chosen))
+
+
+class Stopwatch(Callback):
+    """Measures how long it takes to get a model ready, to test it, and to score an image.
+
+    Attributes:
+        fit_seconds: Set-up, training and validation, until the test begins.
+        test_seconds: The test, metrics included.
+        images: Number of tested images.
+        image_seconds: Pre-processing and model, over all tested images.
+    """
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._batch_start = 0.0
+        self._test_start = 0.0
+        self.fit_seconds = 0.0
+        self.test_seconds = 0.0
+        self.images = 0
+        self.image_seconds = 0.0
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the model is ready."""
+        del trainer, pl_module
+        self._test_start = time.perf_counter()
+        self.fit_seconds = self._test_start - self._start
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the test is over."""
+        del trainer, pl_module
+        self.test_seconds = time.perf_counter() - self._test_start
+
+    def on_test_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Start before the model's own callbacks, one of which pre-processes the batch."""
+        del trainer, pl_module, batch, batch_idx, dataloader_idx
+        self._batch_start = _now()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop before the model's own callbacks, which post-process the batch and update metrics."""
+        del trainer, pl_module, outputs, batch_idx, dataloader_idx
+        self.image_seconds += _now() - self._batch_start
+        self.images += batch.batch_size
+
+
+def _now() -> float:
+    """Seconds, when all that was asked of the GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class ExampleWriter(Visualizer):
+    """Writes pictures, masks and normalised heatmaps of a few test images, for the report.
+
+    Args:
+        folder: Folder of the examples.
+        run: The run.
+        number: How many images with a defect, each of another kind as far as there are some; and one without.
+    """
+
+    def __init__(self, folder: Path, run: Run, number: int) -> None:
+        super().__init__()
+        self._folder = folder / run.data / (run.category or run.data)
+        self._name = f"{run.model}-{run.shots}-{run.seed}"
+        self._number = number
+        self._files: frozenset[str] = frozenset()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose the images, which are the same for every model."""
+        del pl_module
+        samples = cast("Any", trainer).datamodule.test_data.samples
+        abnormal = samples[samples.label_index == LabelName.ABNORMAL]
+        kind = abnormal.image_path.map(lambda path: Path(path).parent.name)
+        nth_of_kind = abnormal.groupby(kind).cumcount()
+        chosen = abnormal.assign(nth_of_kind=nth_of_kind).sort_values("nth_of_kind", kind="stable")[: self._number]
+        normal = samples[samples.label_index == LabelName.NORMAL][: min(self._number, 1)]
+        self._files = frozenset(map(str, [*chosen.image_path, *normal.image_path]))
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write those of the batch."""
+        del trainer, pl_module, outputs, batch_idx, dataloader_idx
+        for item in batch:
+            if str(item.image_path) in self._files and item.anomaly_map is not None:
+                self._write(item)
+
+    def _write(self, item: Any) -> None:  # noqa: ANN401  # anomalib's items carry few types
+        path = Path(item.image_path)
+        folder = self._folder / f"{path.parent.name}-{path.stem}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as picture:
+            _save(picture.convert("RGB"), folder / "picture.png")
+        if item.gt_mask is not None:
+            _save(_grey(item.gt_mask), folder / "truth.png")
+        _save(_grey(item.anomaly_map), folder / f"{self._name}.png")
+        said = {"score": float(item.pred_score), "label": bool(item.pred_label), "anomalous": bool(item.gt_label)}
+        (folder / f"{self._name}.json").write_text(json.dumps(said), encoding="utf-8")
+
+
+def _grey(values: Any) -> Image.Image:  # noqa: ANN401
+    """A mask or map in [0, 1] as a picture."""
+    return Image.fromarray(np.asarray(torch.as_tensor(values).float().cpu().squeeze().clamp(0, 1) * 255, np.uint8))
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    picture.resize((EXAMPLE_PIXELS, EXAMPLE_PIXELS), Image.Resampling.BICUBIC).save(path)
