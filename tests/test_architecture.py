@@ -32,7 +32,7 @@ LAYERS = [
     # The generator of pictures knows nothing of the method.
     {"demo.findings", "demo.sample_data"},
     {"demo.scenes"},
-    {"demo.defects", "demo.photographs"},
+    {"demo.defects", "demo.photographs", "demo.inventions"},
     {"demo.surfaces", "demo.objects"},
     {"demo.canvas"},
 ]

@@ -21,6 +21,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demonstration, "AUXILIARY_KINDS", ("leather", "washer"))
     monkeypatch.setattr(demonstration, "HELD_OUT_KINDS", ("corduroy", "gear"))
     monkeypatch.setattr(demonstration, "EPOCHS", 1)
+    monkeypatch.setattr(demonstration, "TESTED_IMAGES", 4)
 
 
 class Page(HTMLParser):

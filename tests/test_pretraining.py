@@ -1,5 +1,6 @@
 """The recipe of the embedded CLIP, on a few pairs."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,14 @@ from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
 from anomalib_aprilgan import AprilGanModel
-from anomalib_aprilgan.adapters import read_adapters
+from anomalib_aprilgan.adapters import StageAdapters, read_adapters
 from anomalib_aprilgan.cli import main
+from anomalib_aprilgan.clip import encode_image
 from anomalib_aprilgan.demo import pretraining
-from anomalib_aprilgan.demo.pairs import Batch, Pairs, captions, draw_pairs
+from anomalib_aprilgan.demo.pairs import Batch, Pairs, captions, draw_pairs, words_of_captions
 from anomalib_aprilgan.demo.pretraining import losses
-from anomalib_aprilgan.demo.scenes import HELD_OUT_KINDS
-from anomalib_aprilgan.embedded import BACKBONE, IMAGE_SIZE
+from anomalib_aprilgan.demo.scenes import HELD_OUT_KINDS, INVENTIONS
+from anomalib_aprilgan.embedded import BACKBONE, IMAGE_SIZE, LAYERS
 from anomalib_aprilgan.prompts import prompt_ensemble
 from anomalib_aprilgan.towers import build_towers, tokenizer_of
 
@@ -127,15 +129,30 @@ def test_captions_differ_in_the_state_alone_and_never_name_what_is_held_out() ->
     assert 100 < named < 180
 
 
+@pytest.mark.parametrize("kind", INVENTIONS)
+def test_what_is_invented_has_no_name(kind: str) -> None:
+    for seed in range(20):
+        *twins, is_named = captions(kind, "scratch", default_rng(seed))
+        assert not is_named
+        assert kind not in "".join(twins)
+        assert kind not in words_of_captions()
+
+
 def test_the_losses_against_a_plain_loop(drawn: list[Path]) -> None:
     """The definition, pair by pair, in full precision."""
     towers = build_towers(BACKBONE, None, IMAGE_SIZE, quick_gelu=False)
     towers.visual.output_tokens = True
+    torch.manual_seed(5)
+    adapters = StageAdapters(len(LAYERS), 128, 128)
     batch, temperature = Pairs(drawn).batch(3, default_rng(5)), 20.0
-    found = losses(towers, tokenizer_of(BACKBONE), batch, temperature)
+    found = losses(towers, adapters, tokenizer_of(BACKBONE), batch, temperature)
     embedding, tokens = towers.visual(batch.images.flatten(0, 1))
+    stages = encode_image(towers.visual, batch.images.flatten(0, 1), LAYERS).tokens
     images = normalize(embedding, dim=-1)
-    patches = normalize(tokens @ towers.visual.proj, dim=-1)
+    read = [
+        normalize(tokens @ towers.visual.proj, dim=-1),
+        *(normalize(adapter(stages[stage]), dim=-1) for stage, adapter in zip(LAYERS, adapters.fc, strict=True)),
+    ]
     sentences = normalize(towers.encode_text(tokenizer_of(BACKBONE)(batch.captions)), dim=-1)
 
     twins, covered, uncovered = [], [], []
@@ -146,11 +163,10 @@ def test_the_losses_against_a_plain_loop(drawn: list[Path]) -> None:
             for state in (0, 1):
                 log = one_way[state].log_softmax(dim=0)
                 twins.append(-0.975 * log[state] - 0.025 * log[1 - state])
-        for state in (0, 1):
-            for patch in range(144):
-                part = float(batch.covered[pair, patch].clamp(0.02, 0.98)) if state else 0.02
-                log = (temperature * patches[first + state, patch] @ sentences[first : second + 1].T).log_softmax(dim=0)
-                (covered if part > 0.3 else uncovered).append(-(1 - part) * log[0] - part * log[1])
+        for patches, state, patch in product(read, (0, 1), range(144)):
+            part = float(batch.covered[pair, patch].clamp(0.02, 0.98)) if state else 0.02
+            log = (temperature * patches[first + state, patch] @ sentences[first : second + 1].T).log_softmax(dim=0)
+            (covered if part > 0.3 else uncovered).append(-(1 - part) * log[0] - part * log[1])
     assert found[1].item() == pytest.approx(torch.stack(twins).mean().item(), abs=0.02)
     expected = torch.stack(covered).mean() / 2 + torch.stack(uncovered).mean()
     assert found[2].item() == pytest.approx(expected.item(), abs=0.02)

@@ -101,13 +101,13 @@ def few_shot(measure: Measure) -> dict[int, Quality]:
 
 
 def test_zero_shot(zero_shot: Quality) -> None:
-    assert zero_shot.image > 0.88
-    assert zero_shot.pixel > 0.92
+    assert zero_shot.image > 0.94
+    assert zero_shot.pixel > 0.95
 
 
 def test_few_shot(zero_shot: Quality, few_shot: dict[int, Quality]) -> None:
-    assert few_shot[4].image > max(0.92, zero_shot.image)
-    assert few_shot[4].pixel > max(0.95, zero_shot.pixel)
+    assert few_shot[4].image > max(0.955, zero_shot.image)
+    assert few_shot[4].pixel > max(0.96, zero_shot.pixel)
 
 
 def test_more_shots_do_not_hurt(few_shot: dict[int, Quality]) -> None:
@@ -122,16 +122,28 @@ def test_trained_adapters_beat_fresh_ones(measure: Measure, zero_shot: Quality) 
     assert fresh.image == pytest.approx(zero_shot.image), "no adapter takes part in the image score"
 
 
-TIE = pytest.mark.xfail(strict=True, reason="alone it ties with all: pixel AUROC 0.9617 against 0.9611")
+@pytest.fixture(scope="module")
+def alone(measure: Measure) -> list[float]:
+    """Pixel AUROC of each stage alone."""
+    model = AprilGanModel(BACKBONE, adapter="demo")
+    return [measure(model, stage=stage).pixel for stage in LAYERS]
 
 
-@pytest.mark.parametrize("stage", [pytest.param(stage, marks=TIE if stage == 7 else ()) for stage in LAYERS])
-def test_each_stage_alone_is_worse_than_all(measure: Measure, zero_shot: Quality, stage: int) -> None:
-    """The paper's claim (section 3.2), which this CLIP bears out for all stages but one."""
-    assert measure(AprilGanModel(BACKBONE, adapter="demo"), stage=stage).pixel < zero_shot.pixel
+def test_all_stages_together_are_better_than_a_stage_on_average(alone: list[float], zero_shot: Quality) -> None:
+    """And no stage alone is better than all of them but by chance."""
+    assert np.mean(alone) < zero_shot.pixel
+    assert max(alone) < zero_shot.pixel + 0.002
 
 
-@pytest.mark.xfail(strict=True, reason="so small a CLIP does not mind: image AUROC 0.9297 against 0.9272")
+@pytest.mark.xfail(strict=True, reason="alone, 5, 7 and 8 tie with all: pixel AUROC 0.9688, 0.9680, 0.9683; all 0.9680")
+def test_each_stage_alone_is_worse_than_all(alone: list[float], zero_shot: Quality) -> None:
+    """The paper's claim (section 3.2), which this CLIP does not bear out."""
+    assert max(alone) < zero_shot.pixel
+
+
+@pytest.mark.xfail(
+    strict=True, reason="so small a CLIP does not mind: image AUROC 0.9595 both, pixel 0.9678 and 0.9680"
+)
 def test_quick_gelu_is_worse(measure: Measure, zero_shot: Quality) -> None:
     """The weights were trained with GELU."""
     model = AprilGanModel(BACKBONE, quick_gelu=True)

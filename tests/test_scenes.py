@@ -6,8 +6,17 @@ from numpy.random import default_rng
 
 from anomalib_aprilgan.demo import scenes
 from anomalib_aprilgan.demo.defects import DEFECTS, HELD_OUT_DEFECTS, add_defect
+from anomalib_aprilgan.demo.inventions import INVENTED_OBJECTS
 from anomalib_aprilgan.demo.objects import OBJECTS, draw_object
-from anomalib_aprilgan.demo.scenes import AUXILIARY_DEFECTS, AUXILIARY_KINDS, HELD_OUT_KINDS, KINDS, render, render_pair
+from anomalib_aprilgan.demo.scenes import (
+    AUXILIARY_DEFECTS,
+    AUXILIARY_KINDS,
+    HELD_OUT_KINDS,
+    INVENTIONS,
+    KINDS,
+    render,
+    render_pair,
+)
 from anomalib_aprilgan.demo.surfaces import SURFACES
 
 SIZE = 64
@@ -23,7 +32,7 @@ def test_a_kind_s_pictures_are_pictures(kind: str) -> None:
     assert not np.array_equal(first, other)
 
 
-@pytest.mark.parametrize("kind", [*SURFACES, *OBJECTS])
+@pytest.mark.parametrize("kind", [*SURFACES, *OBJECTS, *INVENTIONS])
 def test_a_category_s_pictures_share_their_look(kind: str) -> None:
     """Before the camera, mean colours differ less within a category than between two looks of the same kind."""
 
@@ -64,6 +73,17 @@ def test_pairs_differ_in_the_defect_alone(defect: str) -> None:
         change = np.abs(normal.astype(int) - abnormal).max(-1)
         assert set(np.unique(mask)) == {0, 255}
         assert change[mask > 0].mean() > 4 * change[mask == 0].mean() > 0, "noise of its own, and the defect"
+
+
+@pytest.mark.parametrize("look", range(20))
+def test_an_invented_object_s_parts_are_the_same_in_each_picture(look: int) -> None:
+    """But for pose, light and grain: so silhouettes cover about as much."""
+    silhouettes = [
+        draw_object(INVENTED_OBJECTS["gadget"], default_rng(look), default_rng(number), SIZE).silhouette.mean()
+        for number in range(3)
+    ]
+    assert 0.01 < min(silhouettes) < max(silhouettes) < 0.7
+    assert max(silhouettes) < 1.2 * min(silhouettes)
 
 
 def test_what_is_held_out_stays_out() -> None:

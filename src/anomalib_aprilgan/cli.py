@@ -57,7 +57,7 @@ def sample_data(
     print(f"Wrote {', '.join(categories)} to {root}")  # noqa: T201  # a command speaks
 
 
-def pretrain(folder: Path, pairs: int = 40_000, steps: int = 2600, seed: int = 0) -> None:
+def pretrain(folder: Path, pairs: int = 60_000, steps: int = 4400, seed: int = 0) -> None:
     """Train the embedded CLIP and its adapters again, from nothing; what was interrupted goes on.
 
     Args:

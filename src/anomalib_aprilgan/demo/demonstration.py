@@ -25,6 +25,8 @@ __all__ = ["demonstrate"]
 
 K_SHOT = 4
 EPOCHS = 2
+TESTED_IMAGES = 8
+"""Normal images of each tested category, and images of each defect."""
 TESTED_DEFECTS = ("scratch", "stain", "missing_part", *HELD_OUT_DEFECTS)
 
 
@@ -48,7 +50,9 @@ def demonstrate(output: str | Path, seed: int = 0) -> Findings:
     auxiliary = write_sample_data(
         output / "data/auxiliary", AUXILIARY_KINDS, AUXILIARY_DEFECTS, train=1, test=1, seed=seed
     )
-    tested = write_sample_data(output / "data/tested", HELD_OUT_KINDS, TESTED_DEFECTS, train=2 * K_SHOT, seed=seed)
+    tested = write_sample_data(
+        output / "data/tested", HELD_OUT_KINDS, TESTED_DEFECTS, train=2 * K_SHOT, test=TESTED_IMAGES, seed=seed
+    )
     trained_on = (len(AUXILIARY_KINDS), len(list(auxiliary.glob("*/test/*/*.png"))))
     found = Findings(seed, K_SHOT, EPOCHS, trained_on)
     with quietly(), TemporaryDirectory(dir=output, prefix=".unfinished-") as folder:

@@ -42,6 +42,7 @@ class Sheet:
         n: Height and width in pixels.
 
     Attributes:
+        look: As given; what it decides is the same in every picture of a category.
         x: The object's own coordinates; it reaches some 0.7 around their origin.
         y: As x.
         picture: What has been painted so far.
@@ -61,7 +62,7 @@ class Sheet:
         self.x, self.y = rotated(*coordinates(n), angle, (centre[0], centre[1]), scale * rng.uniform(0.97, 1.03))
         self.picture = self.bare
         self.silhouette: Array = np.zeros((n, n), np.float32)
-        self._look, self._rng, self._ground = look, rng, ground
+        self.look, self._rng, self._ground = look, rng, ground
         self._grain = look.uniform(0, 0.05)
 
     def paint(self, distance: Array, tone: Array, bevel: float = 0.0, shadow: bool = False) -> None:
@@ -99,22 +100,22 @@ class Sheet:
     ) -> Array:
         """A colour of the category that stands out from the sheet."""
         for _ in range(20):
-            tone = colour(self._look, hue, saturation, value)
+            tone = colour(self.look, hue, saturation, value)
             if np.abs(tone - self._ground).max() > 0.25:
                 break
         return tone
 
     def metal(self) -> Array:
         """A grey, or a metal's colour."""
-        return self.tone((0.08, 0.15), (0, 0.15) if self._look.random() < 0.6 else (0.4, 0.7), (0.45, 0.9))
+        return self.tone((0.08, 0.15), (0, 0.15) if self.look.random() < 0.6 else (0.4, 0.7), (0.45, 0.9))
 
     def between(self, low: float, high: float) -> float:
         """A measure of the category."""
-        return float(self._look.uniform(low, high))
+        return float(self.look.uniform(low, high))
 
     def number(self, low: int, high: int) -> int:
         """A number of the category, both ends included."""
-        return int(self._look.integers(low, high + 1))
+        return int(self.look.integers(low, high + 1))
 
 
 Painter = Callable[[Sheet], None]

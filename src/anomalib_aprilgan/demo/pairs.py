@@ -18,7 +18,7 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from anomalib_aprilgan.demo.scenes import AUXILIARY_DEFECTS, AUXILIARY_KINDS, render_pair
+from anomalib_aprilgan.demo.scenes import AUXILIARY_DEFECTS, AUXILIARY_KINDS, INVENTIONS, render_pair
 from anomalib_aprilgan.embedded import CONFIG, IMAGE_SIZE
 from anomalib_aprilgan.pre_processing import CLIP_MEAN, CLIP_STD
 from anomalib_aprilgan.prompts import ABNORMAL_STATES, NORMAL_STATES, TEMPLATES
@@ -30,6 +30,11 @@ DRAWN_AT = 128
 """Height and width in pixels at which pictures are drawn, before they are resized like any image."""
 
 PAIRS_PER_FILE = 500
+
+INVENTED = 0.5
+"""Part of the pairs that show something invented."""
+
+NAMED_KINDS = tuple(kind for kind in AUXILIARY_KINDS if kind not in INVENTIONS)
 
 UNKNOWN = "thing"
 """The word that stands for every word that is in no caption."""
@@ -54,9 +59,10 @@ def _draw_file(folder: Path, number: int, size: int, seed: int) -> Path:
     masks = np.empty((size, GRID, GRID), np.uint8)
     kinds, defects = (np.empty(size, np.int16) for _ in range(2))
     for i in range(size):
-        kinds[i], defects[i] = rng.integers(len(AUXILIARY_KINDS)), rng.integers(len(AUXILIARY_DEFECTS))
+        kind = str(rng.choice(INVENTIONS if rng.random() < INVENTED else NAMED_KINDS))
+        kinds[i], defects[i] = AUXILIARY_KINDS.index(kind), rng.integers(len(AUXILIARY_DEFECTS))
         look, picture = (int(seed_) for seed_ in rng.integers(1 << 40, size=2))
-        pair = render_pair(AUXILIARY_KINDS[kinds[i]], AUXILIARY_DEFECTS[defects[i]], look, picture, DRAWN_AT)
+        pair = render_pair(kind, AUXILIARY_DEFECTS[defects[i]], look, picture, DRAWN_AT)
         for state, pixels in enumerate((pair.normal, pair.abnormal)):
             images[i, state] = _resized(pixels, IMAGE_SIZE, Image.Resampling.BICUBIC)
         masks[i] = _resized(pair.mask, GRID, Image.Resampling.BOX)
@@ -132,9 +138,9 @@ def captions(kind: str, defect: str, rng: Generator) -> tuple[str, str, bool]:
     """A caption without and one with a defect, alike but for the state, and whether they name the kind.
 
     Names are written with and without underscore. Some captions have a word without meaning in the name's place, so
-    that a name that is in no caption can be used later.
+    that a name that is in no caption can be used later; what is invented never has a name.
     """
-    is_named = rng.random() < 0.7  # noqa: PLR2004
+    is_named = bool(rng.random() < 0.7 and kind not in INVENTIONS)  # noqa: PLR2004
     kind = kind if rng.random() < 0.3 else kind.replace("_", " ")  # noqa: PLR2004
     name = kind if is_named else str(rng.choice(NAMELESS))
     template = str(rng.choice(TEMPLATES))
@@ -152,7 +158,7 @@ def _with(defect: str) -> str:
 
 def words_of_captions() -> list[str]:
     """Sentences that hold every word of every caption."""
-    kinds = {name for kind in AUXILIARY_KINDS for name in (kind, kind.replace("_", " "))}
+    kinds = {name for kind in NAMED_KINDS for name in (kind, kind.replace("_", " "))}
     states = [*NORMAL_STATES, *ABNORMAL_STATES, *map(_with, AUXILIARY_DEFECTS)]
     sentences = [state.format(name) for state in states for name in (*kinds, *NAMELESS)]
     return [*sentences, *(template.format(UNKNOWN) for template in TEMPLATES)]

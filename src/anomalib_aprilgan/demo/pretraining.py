@@ -8,13 +8,15 @@ holds hard negatives. Three losses, all of them CLIP's comparison of images with
 
 - contrast: of all images with all captions of the batch; what shows the same kind in the same state belongs together;
 - twins: of each image with its caption and that of its twin, and the other way round;
-- patches: of each patch, through CLIP's own final norm and projection, with the same two captions; a patch belongs to
-  the abnormal one as far as the defect covers it.
+- patches: of each patch with the same two captions; a patch belongs to the abnormal one as far as the defect covers it.
+  The last block's go through CLIP's own final norm and projection, those of the stages that APRIL-GAN will read through
+  linear adapters, which are thrown away afterwards: so each of the stages is worth reading.
 
 Everything depends on the seed alone. Drawing and training can be interrupted; the same command goes on where it was.
 ``weights/README.md`` has time and figures.
 """
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -24,19 +26,20 @@ import torch
 from numpy.random import default_rng
 from rich.progress import track
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, normalize
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
-from anomalib_aprilgan.clip import encode_causal
+from anomalib_aprilgan.adapters import StageAdapters
+from anomalib_aprilgan.clip import encode_causal, encode_image
 from anomalib_aprilgan.demo.defects import DEFECTS, HELD_OUT_DEFECTS
 from anomalib_aprilgan.demo.experiment import measure_category, train_adapters
 from anomalib_aprilgan.demo.findings import METRICS
 from anomalib_aprilgan.demo.pairs import UNKNOWN, Batch, Pairs, draw_pairs, words_of_captions
 from anomalib_aprilgan.demo.sample_data import DATA_SETS, write_sample_data
 from anomalib_aprilgan.demo.scenes import HELD_OUT_KINDS
-from anomalib_aprilgan.embedded import ADAPTERS, BACKBONE, IMAGE_SIZE, TAG, WEIGHTS
+from anomalib_aprilgan.embedded import ADAPTERS, BACKBONE, CONFIG, IMAGE_SIZE, LAYERS, TAG, WEIGHTS
 from anomalib_aprilgan.quiet import quietly
 from anomalib_aprilgan.towers import Towers, build_towers, tokenizer_of
 
@@ -45,8 +48,12 @@ __all__ = ["pretrain"]
 ADAPTER_LOOKS, ADAPTER_EPOCHS = 4, 2
 """The adapters see each kind in so many looks, each of them so often."""
 
+WEIGHTS_OF_LOSSES = torch.tensor([0.5, 2.0, 1.5])
+"""Contrast, twins, patches."""
+
 SHOTS = (0, 1, 2, 4, 8)
 CHECKPOINT_EVERY = 100
+BLOCKS = int(json.loads(CONFIG.read_text(encoding="utf-8"))["vision_cfg"]["layers"])
 LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 14.0, 100.0
 """CLIP's factor of similarities: where it starts in the original (arXiv 2103.00020), and where it ends and APRIL-GAN
 uses it."""
@@ -54,8 +61,8 @@ uses it."""
 
 def pretrain(
     folder: Path,
-    pairs: int = 40_000,
-    steps: int = 2600,
+    pairs: int = 60_000,
+    steps: int = 4400,
     batch_size: int = 64,
     learning_rate: float = 1.5e-3,
     seed: int = 0,
@@ -82,11 +89,18 @@ def pretrain(
 # ---- Training -------------------------------------------------------------------------------------------------------
 
 
-def losses(towers: Towers, tokenizer: Callable[[list[str]], Tensor], batch: Batch, temperature: float) -> Tensor:
+def losses(
+    towers: Towers,
+    adapters: StageAdapters,
+    tokenizer: Callable[[list[str]], Tensor],
+    batch: Batch,
+    temperature: float,
+) -> Tensor:
     """Compute contrast, twins and patches, shape ``(3,)``.
 
     Args:
-        towers: CLIP, whose image tower also returns patch tokens.
+        towers: CLIP.
+        adapters: Of its stages ``LAYERS``.
         tokenizer: Its tokenizer.
         batch: Pairs.
         temperature: Factor of similarities.
@@ -94,11 +108,11 @@ def losses(towers: Towers, tokenizer: Callable[[list[str]], Tensor], batch: Batc
     Returns:
         The losses.
     """
+    visual = towers.visual
     with torch.autocast("cpu", torch.bfloat16):
-        embedding, tokens = towers.visual(batch.images.flatten(0, 1).contiguous())
-        tokens = tokens @ towers.visual.proj
+        embedding, tokens = encode_image(visual, batch.images.flatten(0, 1).contiguous(), range(1, BLOCKS + 1))
+        read = [visual.ln_post(tokens[BLOCKS]) @ visual.proj, *adapters([tokens[stage] for stage in LAYERS])]
     images = _in_pairs(embedding)  # (B, 2, D)
-    patches = _in_pairs(tokens)  # (B, 2, P, D)
     captions = _in_pairs(encode_causal(towers, tokenizer(batch.captions)))  # (B, 2, D)
 
     description = 2 * batch.kinds[:, None] + torch.tensor([0, 1])  # (B, 2)
@@ -111,12 +125,8 @@ def losses(towers: Towers, tokenizer: Callable[[list[str]], Tensor], batch: Batc
         cross_entropy(logits.flatten(0, 1), states, label_smoothing=0.05) for logits in (twins, twins.mT)
     )
 
-    belongs = log_softmax(temperature * patches @ captions[:, None].mT, dim=-1)  # (B, 2, P, state)
-    covered = torch.stack([torch.zeros_like(batch.covered), batch.covered], dim=1).clamp(0.02, 0.98)
-    each = -(1 - covered) * belongs[..., 0] - covered * belongs[..., 1]
-    is_covered = covered > 0.3  # noqa: PLR2004
-    patch = each[is_covered].mean() / 2 + each[~is_covered].mean()
-    return torch.stack([contrast, (of_captions + of_images) / 2, patch])
+    patches = [_patches(_in_pairs(tokens), captions, batch.covered, temperature) for tokens in read]
+    return torch.stack([contrast, (of_captions + of_images) / 2, torch.stack(patches).mean()])
 
 
 def _in_pairs(embeddings: Tensor) -> Tensor:
@@ -132,12 +142,24 @@ def _contrast(images: Tensor, captions: Tensor, description: Tensor, temperature
     return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
 
 
+def _patches(patches: Tensor, captions: Tensor, covered: Tensor, temperature: float) -> Tensor:
+    """Compare patches, shape ``(B, 2, P, D)``, with both captions of their pair; covered ones and others apart."""
+    belongs = log_softmax(temperature * patches @ captions[:, None].mT, dim=-1)  # (B, 2, P, state)
+    covered = torch.stack([torch.zeros_like(covered), covered], dim=1).clamp(0.02, 0.98)
+    each = -(1 - covered) * belongs[..., 0] - covered * belongs[..., 1]
+    is_covered = covered > 0.3  # noqa: PLR2004
+    return each[is_covered].mean() / 2 + each[~is_covered].mean()
+
+
 def _train(folder: Path, pairs: Pairs, steps: int, batch_size: int, learning_rate: float, seed: int) -> Towers:
     """Train from random weights, or from the checkpoint in the folder."""
     towers = build_towers(BACKBONE, None, IMAGE_SIZE, quick_gelu=False)
-    towers.visual.output_tokens = True
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapters = StageAdapters(len(LAYERS), towers.visual.conv1.out_channels, towers.visual.output_dim)
     tokenizer = tokenizer_of(BACKBONE)
-    parameters = [weight for name, weight in towers.named_parameters() if name != "logit_scale"]
+    trained = nn.ModuleList([towers, adapters])
+    parameters = [weight for name, weight in trained.named_parameters() if name != "0.logit_scale"]
     optimizer = AdamW(
         [
             {"params": [weight for weight in parameters if weight.ndim > 1], "weight_decay": 0.05},
@@ -155,7 +177,7 @@ def _train(folder: Path, pairs: Pairs, steps: int, batch_size: int, learning_rat
                 f"checkpoint belongs to another ({state['settings']}). Use another folder, or delete {checkpoint}."
             )
             raise ValueError(msg)
-        towers.load_state_dict(state["towers"])
+        trained.load_state_dict(state["trained"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["steps"]
     recent = torch.zeros(3)
@@ -164,9 +186,9 @@ def _train(folder: Path, pairs: Pairs, steps: int, batch_size: int, learning_rat
             group["lr"] = learning_rate * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         rise = min(1.0, 2 * step / steps)
         temperature = LEAST_TEMPERATURE * (GREATEST_TEMPERATURE / LEAST_TEMPERATURE) ** rise
-        found = losses(towers, tokenizer, pairs.batch(batch_size, default_rng([seed, 1, step])), temperature)
+        found = losses(towers, adapters, tokenizer, pairs.batch(batch_size, default_rng([seed, 1, step])), temperature)
         optimizer.zero_grad()
-        torch.autograd.backward((found * torch.tensor([0.5, 2, 1])).sum())
+        torch.autograd.backward((found * WEIGHTS_OF_LOSSES).sum())
         clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         recent += found.detach()
@@ -174,7 +196,7 @@ def _train(folder: Path, pairs: Pairs, steps: int, batch_size: int, learning_rat
             contrast, twins, patch = (recent / ((step - first) % CHECKPOINT_EVERY + 1)).tolist()
             print(f"step {step + 1}: contrast {contrast:.3f}, twins {twins:.3f}, patches {patch:.3f}")
             recent = torch.zeros(3)
-            state = {"towers": towers.state_dict(), "optimizer": optimizer.state_dict()}
+            state = {"trained": trained.state_dict(), "optimizer": optimizer.state_dict()}
             state |= {"steps": step + 1, "settings": settings}
             unfinished = checkpoint.with_suffix(".part")
             torch.save(state, unfinished)

@@ -12,19 +12,33 @@ from numpy.typing import NDArray
 
 from anomalib_aprilgan.demo.canvas import Array, coordinates
 from anomalib_aprilgan.demo.defects import DEFECTS, HELD_OUT_DEFECTS, add_defect
+from anomalib_aprilgan.demo.inventions import INVENTED_OBJECTS, INVENTED_SURFACES
 from anomalib_aprilgan.demo.objects import OBJECTS, Scene, draw_object
 from anomalib_aprilgan.demo.photographs import PHOTOGRAPHS
 from anomalib_aprilgan.demo.surfaces import SURFACES
 
-__all__ = ["AUXILIARY_DEFECTS", "AUXILIARY_KINDS", "HELD_OUT_KINDS", "KINDS", "Pair", "Pixels", "render", "render_pair"]
+__all__ = [
+    "AUXILIARY_DEFECTS",
+    "AUXILIARY_KINDS",
+    "HELD_OUT_KINDS",
+    "INVENTIONS",
+    "KINDS",
+    "Pair",
+    "Pixels",
+    "render",
+    "render_pair",
+]
 
-KINDS: tuple[str, ...] = (*SURFACES, *OBJECTS, *PHOTOGRAPHS)
+INVENTIONS: tuple[str, ...] = (*INVENTED_SURFACES, *INVENTED_OBJECTS)
+"""Kinds that look different each time and have no name."""
+
+KINDS: tuple[str, ...] = (*SURFACES, *OBJECTS, *PHOTOGRAPHS, *INVENTIONS)
 """All kinds of surfaces and objects. The number of a kind is part of its seed: new ones go to the end."""
 
 HELD_OUT_KINDS = ("honeycomb", "corduroy", "terrazzo", "wickerwork", "gear", "button", "capsule", "padlock")
 """Drawn kinds that are kept out of pre-training and of the training of adapters. So are all photographs."""
 
-AUXILIARY_KINDS: tuple[str, ...] = tuple(kind for kind in (*SURFACES, *OBJECTS) if kind not in HELD_OUT_KINDS)
+AUXILIARY_KINDS: tuple[str, ...] = tuple(kind for kind in KINDS if kind not in (*HELD_OUT_KINDS, *PHOTOGRAPHS))
 """Kinds to train on."""
 
 AUXILIARY_DEFECTS: tuple[str, ...] = tuple(defect for defect in DEFECTS if defect not in HELD_OUT_DEFECTS)
@@ -88,9 +102,10 @@ def render_pair(kind: str, defect: str, look: int, number: int, n: int) -> Pair:
 
 
 def _draw(kind: str, look: Generator, rng: Generator, n: int) -> Scene:
-    if kind in OBJECTS:
-        return draw_object(OBJECTS[kind], look, rng, n)
-    picture = (SURFACES | PHOTOGRAPHS)[kind](look, rng, n)
+    objects = OBJECTS | INVENTED_OBJECTS
+    if kind in objects:
+        return draw_object(objects[kind], look, rng, n)
+    picture = (SURFACES | PHOTOGRAPHS | INVENTED_SURFACES)[kind](look, rng, n)
     undercoat = np.asarray(picture.mean((0, 1)) * rng.choice([0.5, 1.5]) * np.ones((n, n, 1)), np.float32)
     return Scene(picture, undercoat, np.ones((n, n), np.float32))
 

@@ -28,12 +28,12 @@ from anomalib_aprilgan.demo.canvas import (
     tinted,
 )
 
-__all__ = ["SURFACES", "Surface"]
+__all__ = ["SURFACES", "Surface", "frame", "is_even", "tone_of"]
 
 Surface = Callable[[Generator, Generator, int], Array]
 
 
-def _frame(look: Generator, rng: Generator, n: int, jitter: float = 0.05) -> tuple[Array, Array]:
+def frame(look: Generator, rng: Generator, n: int, jitter: float = 0.05) -> tuple[Array, Array]:
     """Coordinates turned by the category's angle and a little more, and shifted at random."""
     x, y = coordinates(n)
     angle = look.choice([0.0, 0.5 * np.pi, look.uniform(0, np.pi)]) + rng.normal(0, jitter)
@@ -47,12 +47,12 @@ def _palette(look: Generator, hue: tuple[float, float], contrast: float = 0.35) 
     return light * np.float32(1 - look.uniform(0.6, 1.4) * contrast), light
 
 
-def _tone(column: Array, row: Array) -> Array:
+def tone_of(column: Array, row: Array) -> Array:
     """A number in [0, 1] that looks random and belongs to a place in a grid."""
     return np.sin(column * 12.9898 + row * 78.233) * 43758.5453 % 1
 
 
-def _is_even(u: Array, v: Array) -> NDArray[np.bool_]:
+def is_even(u: Array, v: Array) -> NDArray[np.bool_]:
     """Where a chessboard is white."""
     return (np.floor(u) + np.floor(v)) % 2 == 0
 
@@ -60,7 +60,7 @@ def _is_even(u: Array, v: Array) -> NDArray[np.bool_]:
 def leather(look: Generator, rng: Generator, n: int) -> Array:
     dark, light = _palette(look, (0.02, 0.1), 0.3)
     across, disorder = look.uniform(9, 18), look.uniform(0.7, 1)
-    x, y = _frame(look, rng, n)
+    x, y = frame(look, rng, n)
     nearest, second, _ = cells(rng, x, y, across, disorder)
     height = np.clip((second - nearest) * 2, 0, 1)
     return relief(tinted(0.4 + 0.4 * height + 0.2 * fractal(rng, n, 3), dark, light), height, 0.02)
@@ -69,7 +69,7 @@ def leather(look: Generator, rng: Generator, n: int) -> Array:
 def wood(look: Generator, rng: Generator, n: int) -> Array:
     dark, light = _palette(look, (0.05, 0.12), 0.4)
     rings, bend = look.uniform(4, 10), look.uniform(0.1, 0.35)
-    x, y = _frame(look, rng, n, 0.03)
+    x, y = frame(look, rng, n, 0.03)
     grain = np.sin(np.float32(np.pi * rings) * (y + np.float32(bend) * noise(rng, n, 1.5)) + 2 * np.sin(x + y))
     fibre = (
         noise(rng, n, 3, 60)
@@ -82,9 +82,9 @@ def wood(look: Generator, rng: Generator, n: int) -> Array:
 def fabric(look: Generator, rng: Generator, n: int) -> Array:
     dark, light = _palette(look, (0.0, 1.0), 0.4)
     threads = look.uniform(9, 16)
-    x, y = _frame(look, rng, n)
+    x, y = frame(look, rng, n)
     u, v = x * threads, y * threads
-    weave = np.where(_is_even(u, v), 1 - 2 * sawtooth(v + 0.5), 1 - 2 * sawtooth(u + 0.5))
+    weave = np.where(is_even(u, v), 1 - 2 * sawtooth(v + 0.5), 1 - 2 * sawtooth(u + 0.5))
     return tinted(weave * 0.8 + 0.12 * fractal(rng, n, 8), dark, light)
 
 
@@ -98,7 +98,7 @@ def carpet(look: Generator, rng: Generator, n: int) -> Array:
 def granite(look: Generator, rng: Generator, n: int) -> Array:
     dark, light = _palette(look, (0.0, 0.1), 0.5)
     third, across = colour(look, value=(0.1, 0.4)), look.uniform(18, 32)
-    x, y = _frame(look, rng, n)
+    x, y = frame(look, rng, n)
     number = cells(rng, x, y, across)[2]
     picture = tinted(number, dark, light, light)
     return over(picture, third, (number * 7 % 1 < 0.18).astype(np.float32))
@@ -107,10 +107,10 @@ def granite(look: Generator, rng: Generator, n: int) -> Array:
 def bricks(look: Generator, rng: Generator, n: int) -> Array:
     dark, light = _palette(look, (0.0, 0.08), 0.3)
     mortar, rows = colour(look, saturation=(0, 0.15), value=(0.5, 0.95)), look.uniform(3, 6)
-    x, y = _frame(look, rng, n, 0.02)
+    x, y = frame(look, rng, n, 0.02)
     row = np.floor(y * rows)
     u, v = x * rows / 2 + 0.5 * (row % 2), y * rows
-    tone = _tone(np.floor(u), row)
+    tone = tone_of(np.floor(u), row)
     gap = np.minimum(sawtooth(u) * 2, sawtooth(v)) - 0.07
     stone = tinted(0.3 + 0.4 * tone + 0.2 * fractal(rng, n, 10), dark, light)
     return relief(over(stone, mortar, coverage(gap / rows, 0.04)), np.clip(gap * 5, 0, 1), 0.02)
@@ -123,9 +123,9 @@ def tiles(look: Generator, rng: Generator, n: int) -> Array:
         look.uniform(2, 4.5),
         look.random() < 0.5,
     )
-    x, y = _frame(look, rng, n, 0.02)
+    x, y = frame(look, rng, n, 0.02)
     u, v = x * across, y * across
-    odd = _is_even(u, v) & checked
+    odd = is_even(u, v) & checked
     picture = np.where(odd[..., None], second, first) * (1 + 0.04 * fractal(rng, n, 4))[..., None]
     return over(picture, grout, coverage((np.minimum(sawtooth(u), sawtooth(v)) - 0.05) / across))
 
@@ -140,7 +140,7 @@ def brushed_metal(look: Generator, rng: Generator, n: int) -> Array:
 def mesh(look: Generator, rng: Generator, n: int) -> Array:
     wire, ground = colour(look, saturation=(0, 0.5), value=(0.6, 0.95)), colour(look, value=(0.05, 0.3))
     across, thick, lean = look.uniform(4, 8), look.uniform(0.1, 0.2), look.uniform(-0.4, 0.4)
-    x, y = _frame(look, rng, n, 0.03)
+    x, y = frame(look, rng, n, 0.03)
     distance = np.minimum(sawtooth((x + lean * y) * across), sawtooth(y * across))
     picture = np.broadcast_to(ground, (n, n, 3)) * (1 + 0.1 * fractal(rng, n, 4))[..., None]
     return relief(
@@ -151,7 +151,7 @@ def mesh(look: Generator, rng: Generator, n: int) -> Array:
 def perforated_plate(look: Generator, rng: Generator, n: int) -> Array:
     plate, ground = colour(look, saturation=(0, 0.3), value=(0.5, 0.9)), colour(look, value=(0.03, 0.2))
     across, radius, shift = look.uniform(5, 9), look.uniform(0.22, 0.34), 0.5 * look.integers(2)
-    x, y = _frame(look, rng, n, 0.03)
+    x, y = frame(look, rng, n, 0.03)
     v = y * across
     distance = np.hypot(sawtooth(x * across + shift * (np.round(v) % 2)), sawtooth(v)) - radius
     picture = plate * (1 + 0.05 * fractal(rng, n, 3))[..., None]
@@ -161,7 +161,7 @@ def perforated_plate(look: Generator, rng: Generator, n: int) -> Array:
 def ribbed_rubber(look: Generator, rng: Generator, n: int) -> Array:
     dark, light = _palette(look, (0.0, 1.0), 0.6)
     ribs, power = look.uniform(5, 11), look.uniform(0.5, 1.5)
-    _, y = _frame(look, rng, n, 0.04)
+    _, y = frame(look, rng, n, 0.04)
     profile = (0.5 + 0.5 * np.cos(2 * np.pi * ribs * y)) ** power
     return tinted(profile + 0.08 * fractal(rng, n, 8), dark, light)
 
@@ -175,7 +175,7 @@ def paper(look: Generator, rng: Generator, n: int) -> Array:
 def asphalt(look: Generator, rng: Generator, n: int) -> Array:
     dark, light = _palette(look, (0.55, 0.65), 0.7)
     across = look.uniform(22, 36)
-    x, y = _frame(look, rng, n)
+    x, y = frame(look, rng, n)
     nearest, _, number = cells(rng, x, y, across)
     return relief(
         tinted(0.2 + 0.5 * number * number + 0.15 * fractal(rng, n, 3), dark * 0.8, light * 0.8), -nearest, 0.015
@@ -185,19 +185,19 @@ def asphalt(look: Generator, rng: Generator, n: int) -> Array:
 def roof_tiles(look: Generator, rng: Generator, n: int) -> Array:
     dark, light = _palette(look, (0.0, 0.08), 0.4)
     across = look.uniform(3.5, 6.5)
-    x, y = _frame(look, rng, n, 0.03)
+    x, y = frame(look, rng, n, 0.03)
     v = y * across
     row = np.floor(v)
     u = x * across + 0.5 * (row % 2)
     bow = (v - row) + 1.4 * sawtooth(u) ** 2
-    tone = _tone(np.floor(u + 0.5), row)
+    tone = tone_of(np.floor(u + 0.5), row)
     return tinted(0.25 * tone + 0.7 * np.clip(1 - (bow % 1), 0, 1) + 0.06 * fractal(rng, n, 8), dark, light)
 
 
 def plaid(look: Generator, rng: Generator, n: int) -> Array:
     ground, first, second = colour(look), colour(look), colour(look)
     across, wide, fine = look.uniform(1.5, 3), look.uniform(0.15, 0.3), look.uniform(0.03, 0.08)
-    x, y = _frame(look, rng, n, 0.03)
+    x, y = frame(look, rng, n, 0.03)
     picture = np.broadcast_to(ground, (n, n, 3))
     for u in (x * across, y * across):
         picture = over(picture, first, 0.5 * coverage((sawtooth(u) - wide) / across))
@@ -208,7 +208,7 @@ def plaid(look: Generator, rng: Generator, n: int) -> Array:
 def cork(look: Generator, rng: Generator, n: int) -> Array:
     dark, light = _palette(look, (0.06, 0.11), 0.35)
     across = look.uniform(12, 20)
-    x, y = _frame(look, rng, n)
+    x, y = frame(look, rng, n)
     _, _, number = cells(rng, x, y, across)
     flecks = (noise(rng, n, across * 1.5) > look.uniform(0.9, 1.1)).astype(np.float32)
     return over(tinted(0.3 + 0.5 * number + 0.2 * noise(rng, n, 30), dark, light), dark * np.float32(0.5), 0.8 * flecks)
@@ -217,7 +217,7 @@ def cork(look: Generator, rng: Generator, n: int) -> Array:
 def denim(look: Generator, rng: Generator, n: int) -> Array:
     dark, light = _palette(look, (0.57, 0.66), 0.45)
     threads = look.uniform(12, 18)
-    x, y = _frame(look, rng, n, 0.03)
+    x, y = frame(look, rng, n, 0.03)
     twill = 0.5 + 0.5 * np.sin(2 * np.pi * threads * (x + 0.6 * y))
     return tinted(0.6 * twill + 0.25 * noise(rng, n, 8, 50) + 0.2, dark, light)
 
@@ -225,9 +225,9 @@ def denim(look: Generator, rng: Generator, n: int) -> Array:
 def parquet(look: Generator, rng: Generator, n: int) -> Array:
     dark, light = _palette(look, (0.05, 0.12), 0.4)
     across = look.uniform(1.5, 3)
-    x, y = _frame(look, rng, n, 0.02)
+    x, y = frame(look, rng, n, 0.02)
     u, v = x * across, y * across
-    swap = _is_even(u, v)
+    swap = is_even(u, v)
     along, over_ = np.where(swap, u, v), np.where(swap, v, u)
     plank = np.floor(over_ * 4) + 17 * np.floor(along)
     tone = np.sin(plank * 12.9898 + swap) * 43758.5453 % 1
@@ -245,7 +245,7 @@ def concrete(look: Generator, rng: Generator, n: int) -> Array:
 def knitwear(look: Generator, rng: Generator, n: int) -> Array:
     dark, light = _palette(look, (0.0, 1.0), 0.5)
     across = look.uniform(6, 10)
-    x, y = _frame(look, rng, n, 0.03)
+    x, y = frame(look, rng, n, 0.03)
     u = x * across
     stitch = (y * across * 0.9 + 0.9 * sawtooth(u)) % 1
     profile = np.sin(np.pi * stitch) * (0.45 + 1.1 * np.minimum(sawtooth(u), 0.5 - sawtooth(u)) * 2)
@@ -263,7 +263,7 @@ def camouflage(look: Generator, rng: Generator, n: int) -> Array:
 def wallpaper(look: Generator, rng: Generator, n: int) -> Array:
     ground, print_, across = colour(look, value=(0.6, 0.95)), colour(look), look.uniform(2, 4)
     petals, size = look.integers(3, 8), look.uniform(0.25, 0.38)
-    x, y = _frame(look, rng, n, 0.02)
+    x, y = frame(look, rng, n, 0.02)
     v = y * across
     u = x * across + 0.5 * (np.round(v) % 2)
     du, dv = u - np.round(u), v - np.round(v)
@@ -291,7 +291,7 @@ def honeycomb(look: Generator, rng: Generator, n: int) -> Array:
         colour(look, (0.05, 0.12), (0.4, 0.9), (0.15, 0.5)),
     )
     across, thick = look.uniform(5, 9), look.uniform(0.12, 0.25)
-    x, y = _frame(look, rng, n, 0.04)
+    x, y = frame(look, rng, n, 0.04)
     nearest, second, _ = cells(rng, x, y, across, 0.06)
     rim = second - nearest - thick
     return relief(over(np.broadcast_to(wall, (n, n, 3)), ground, coverage(-rim / across)), np.clip(rim, 0, 0.4), 0.03)
@@ -300,7 +300,7 @@ def honeycomb(look: Generator, rng: Generator, n: int) -> Array:
 def corduroy(look: Generator, rng: Generator, n: int) -> Array:
     dark, light = _palette(look, (0.05, 0.15), 0.6)
     cords = look.uniform(5, 9)
-    x, y = _frame(look, rng, n, 0.03)
+    x, y = frame(look, rng, n, 0.03)
     cord = np.sqrt(1 - (2 * sawtooth(x * cords)) ** 2 * 0.98)
     return tinted(cord * (0.8 + 0.15 * noise(rng, n, 45)) + 0.04 * np.sin(60 * y), dark, light)
 
@@ -308,7 +308,7 @@ def corduroy(look: Generator, rng: Generator, n: int) -> Array:
 def terrazzo(look: Generator, rng: Generator, n: int) -> Array:
     ground, tones = colour(look, saturation=(0, 0.2), value=(0.7, 0.95)), [colour(look) for _ in range(3)]
     across = look.uniform(7, 11)
-    x, y = _frame(look, rng, n)
+    x, y = frame(look, rng, n)
     nearest, second, number = cells(rng, x, y, across, 1)
     picture = np.broadcast_to(ground, (n, n, 3)) * (1 + 0.03 * noise(rng, n, 30))[..., None]
     chips = np.stack(tones)[(number * 977 % 3).astype(int)]
@@ -318,9 +318,9 @@ def terrazzo(look: Generator, rng: Generator, n: int) -> Array:
 def wickerwork(look: Generator, rng: Generator, n: int) -> Array:
     dark, light = _palette(look, (0.07, 0.13), 0.5)
     across = look.uniform(4, 7)
-    x, y = _frame(look, rng, n, 0.03)
+    x, y = frame(look, rng, n, 0.03)
     u, v = x * across, y * across
-    swap = _is_even(u, v)
+    swap = is_even(u, v)
     along, over_ = np.where(swap, u % 1, v % 1), np.where(swap, v % 1, u % 1)
     strand = np.sin(np.pi * along) * (0.5 + 0.5 * np.sin(np.pi * ((over_ * 3) % 1)))
     return tinted(strand + 0.1 * noise(rng, n, 20), dark, light)
