@@ -117,9 +117,14 @@ def test_more_shots_do_not_hurt(few_shot: dict[int, Quality]) -> None:
 
 
 def test_trained_adapters_beat_fresh_ones(measure: Measure, zero_shot: Quality) -> None:
-    fresh = measure(AprilGanModel(BACKBONE))
-    assert fresh.pixel < zero_shot.pixel - 0.2
-    assert fresh.image == pytest.approx(zero_shot.image), "no adapter takes part in the image score"
+    """Fresh ones look in a random direction, which by chance may be a good one, or the opposite of one."""
+    fresh = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        fresh.append(measure(AprilGanModel(BACKBONE)))
+    assert np.mean([quality.pixel for quality in fresh]) < zero_shot.pixel - 0.2
+    assert max(quality.pixel for quality in fresh) < zero_shot.pixel
+    assert fresh[0].image == pytest.approx(zero_shot.image), "no adapter takes part in the image score"
 
 
 @pytest.fixture(scope="module")

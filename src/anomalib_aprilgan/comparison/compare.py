@@ -72,8 +72,9 @@ def compare(
     print(f"{len(runs)} of {len(grid)} runs are to be done{f' here (shard {shard})' if shard else ''}.")  # noqa: T201
     if runs:
         output.mkdir(parents=True, exist_ok=True)
-        jobs = ComparisonJobs(runs, Manner(output, table, dict(trainer or {}), examples))
         count = processes or max(torch.cuda.device_count(), 1)
+        manner = Manner(output, table, dict(trainer or {}), examples)
+        jobs = ComparisonJobs(runs, manner, shows_progress=count > 1)  # anomalib's serial runner does it by itself
         runner = ParallelRunner(jobs, count) if count > 1 else SerialRunner(jobs)
         try:
             runner.run({})

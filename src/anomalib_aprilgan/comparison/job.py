@@ -183,11 +183,13 @@ class ComparisonJobs(JobGenerator):
     Args:
         runs: The runs.
         manner: How they are done.
+        shows_progress: Show how many have been handed out, and the time left; for runners that do not.
     """
 
-    def __init__(self, runs: list[Run], manner: Manner) -> None:
+    def __init__(self, runs: list[Run], manner: Manner, *, shows_progress: bool) -> None:
         self.runs = runs
         self.manner = manner
+        self.shows_progress = shows_progress
 
     @property
     def job_class(self) -> type[Job]:
@@ -200,4 +202,4 @@ class ComparisonJobs(JobGenerator):
         jobs = [
             ComparisonJob(run, self.manner, number, len(self.runs)) for number, run in enumerate(self.runs, start=1)
         ]
-        return cast("Generator[Job, None, None]", jobs)
+        return cast("Generator[Job, None, None]", tqdm(jobs, ComparisonJob.name) if self.shows_progress else jobs)
