@@ -8,8 +8,10 @@ import signal
 import time
 import traceback
 from collections.abc import Generator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -95,7 +97,11 @@ class ComparisonJob(Job):
         start = time.perf_counter()
         self._write(SETTINGS, self.planned.digest, self.planned.settings)
         try:
-            with quietly():
+            with (
+                quietly(),
+                redirect_stdout(StringIO()),
+                redirect_stderr(StringIO()),
+            ):  # some models have bars of their own
                 row |= {"status": DONE, **self._measure([task_id or 0] if is_on_gpu else 1)}
         except Exception as error:  # of any kind: the next run shall begin all the same
             row |= {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
