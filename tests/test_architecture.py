@@ -28,7 +28,7 @@ LAYERS = [
     {"published"},
     {"clip", "adapters", "memory_bank", "scoring", "losses", "prompts"},
     {"towers"},
-    {"weight_files", "embedded"},
+    {"weight_files", "embedded", "resizing"},
     # The generator of pictures knows nothing of the method.
     {"demo.findings", "demo.sample_data"},
     {"demo.scenes"},

@@ -13,6 +13,8 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
 from torchvision.transforms.v2 import functional as F  # noqa: N812  # torchvision's own custom
 
+from anomalib_aprilgan.resizing import resize_by_matrices, resize_by_pil
+
 __all__ = ["CLIP_MEAN", "CLIP_STD", "AprilGanPreProcessor", "EightBitResize"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -34,8 +36,10 @@ class EightBitResize(Resize):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ANN401  # the signature is torchvision's
         """Resize an image or a mask, with any number of leading dimensions; pass anything else to torchvision."""
-        if not isinstance(inpt, Tensor) or torch.compiler.is_compiling():
+        if not isinstance(inpt, Tensor):
             return super().transform(inpt, params)
+        if torch.compiler.is_compiling():
+            return self._resize_in_graph(inpt)
         if tuple(inpt.shape[-2:]) == tuple(self.size):
             return inpt
         if isinstance(inpt, tv_tensors.Mask):
@@ -46,14 +50,17 @@ class EightBitResize(Resize):
         return tv_tensors.wrap(resized, like=inpt) if isinstance(inpt, tv_tensors.Image) else resized
 
     def _resize_image(self, image: Tensor) -> Tensor:
-        size = [int(side) for side in self.size]
-        as_bytes = image if image.dtype == torch.uint8 else (image.float() * 255).round().clamp(0, 255).to(torch.uint8)
-        resized = [
-            F.pil_to_tensor(F.resize(F.to_pil_image(one), size, interpolation=InterpolationMode.BICUBIC))
-            for one in as_bytes.cpu().reshape(-1, *image.shape[-3:])
-        ]
-        batch = torch.stack(resized).reshape(*image.shape[:-2], *size).to(image.device)
-        return batch if image.dtype == torch.uint8 else batch.to(image.dtype) / 255
+        if image.dtype == torch.uint8:
+            return resize_by_pil(image, self.size[0])
+        as_bytes = (image.float() * 255).round().clamp(0, 255).to(torch.uint8)
+        return resize_by_pil(as_bytes, self.size[0]).to(image.dtype) / 255
+
+    def _resize_in_graph(self, image: Tensor) -> Tensor:
+        """Resize a float image where PIL cannot: sides may be symbols, which are not compared with numbers."""
+        sides = list(image.shape[-2:])
+        if all(isinstance(side, int) for side in sides) and sides == list(self.size):
+            return image
+        return resize_by_matrices((image * 255).round().clamp(0, 255), self.size[0]) / 255
 
     def _resize_mask(self, mask: Tensor) -> Tensor:
         size = [int(side) for side in self.size]

@@ -315,7 +315,7 @@ class AprilGanModel(nn.Module):
 
     def _check_images(self, name: str, images: Tensor) -> None:
         expected = (3, self.image_size, self.image_size)
-        if images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != expected:  # noqa: PLR2004
+        if images.ndim != 4 or images.shape[0] == 0 or tuple(images.shape[1:]) != expected:  # noqa: PLR2004
             msg = (
                 f"Expected argument `{name}` to be a tensor of shape (N, {', '.join(map(str, expected))}) with at "
                 f"least one image, but got shape {tuple(images.shape)}. Use the model's pre-processor."
