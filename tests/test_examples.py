@@ -1,6 +1,9 @@
 """Every script in examples/ is run, with a small backbone in place of the default one."""
 
+import re
 import runpy
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +55,38 @@ def test_train_adapters(run: Callable[..., None], sample_root: Path, tmp_path: P
     assert origin.trained_on == ("MVTecAD/brick", "MVTecAD/coins", "MVTecAD/gravel")
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.iterdir()), ids=lambda path: path.name)
+def test_run_onnx(
+    make_lightning_model: Callable[..., AprilGan], sample_root: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """In a process that has neither anomalib nor torch."""
+    good = sample_root / "gravel" / "train" / "good"
+    model = make_lightning_model(class_name="gravel", k_shot=2, few_shot_source=good).to_onnx(tmp_path)
+    image = shutil.copy(sample_root / "gravel" / "test" / "stain" / "000.png", tmp_path / "stain.png")
+    without = "import sys; sys.modules.update(torch=None, anomalib=None, anomalib_aprilgan=None); import runpy; "
+    script = f"{without}sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", script, EXAMPLES / "run_onnx.py", model, image]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert output.startswith(f'class gravel, references ["{good}/')
+    assert f"{image}: score 0." in output
+    with Image.open(tmp_path / "stain.heatmap.png") as heatmap:
+        assert heatmap.size == (64, 64)
+
+
+def test_benchmark_export(tmp_path: Path, capsys: Any) -> None:
+    """One form of a small model; the real thing takes half an hour."""
+    script = runpy.run_path(str(EXAMPLES / "benchmark_export.py"))
+    script["BACKBONES"].clear()
+    script["BACKBONES"]["ViT-demo"] = (96, (5, 6))
+    for name in [name for name in script["FORMS"] if name != "torch, bf16 autocast"]:
+        del script["FORMS"][name]
+    script["cost"](tmp_path)
+    *_, row = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"\| ViT-demo, 96 px: torch, bf16 autocast \| \d+\.\d\d \| \d+\.\d GB \| 9 MB \|", row)
+
+
+SHORT = sorted(path for path in EXAMPLES.iterdir() if path.name != "benchmark_export.py")
+
+
+@pytest.mark.parametrize("path", SHORT, ids=lambda path: path.name)
 def test_examples_are_short(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) < 40

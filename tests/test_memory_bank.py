@@ -16,7 +16,7 @@ def random_tokens(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def filled_bank(references: torch.Tensor) -> MemoryBank:
     bank = MemoryBank(references.shape[-1])
-    bank.store(references)
+    bank.add(references)
     return bank
 
 
@@ -63,12 +63,17 @@ def test_chunks_change_nothing(monkeypatch, chunk):
     torch.testing.assert_close(filled_bank(references)(queries), expected, atol=1e-6, rtol=0)
 
 
-def test_storing_replaces_the_content():
+def test_adding_later_is_adding_at_once():
+    references = random_tokens(5, 4, 6)
+    bank = filled_bank(references[:3])
+    bank.add(references[3:])
+    assert torch.equal(bank.tokens, filled_bank(references).tokens)
+
+
+def test_a_cleared_bank_is_empty():
     bank = filled_bank(random_tokens(3, 4, 6))
-    references = random_tokens(2, 4, 6, seed=1)
-    bank.store(references)
-    assert len(bank) == 8
-    torch.testing.assert_close(bank(random_tokens(1, 5, 6)), filled_bank(references)(random_tokens(1, 5, 6)))
+    bank.clear()
+    assert len(bank) == 0
 
 
 @pytest.mark.parametrize("size_before", [0, 1, 5], ids=["empty", "smaller", "larger"])

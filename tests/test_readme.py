@@ -7,6 +7,8 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import metadata
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 from anomalib.cli.cli import AnomalibCLI
 
-from anomalib_aprilgan import AprilGan, lightning_model
+from anomalib_aprilgan import AprilGan, Product, lightning_model
 from anomalib_aprilgan.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -44,9 +46,9 @@ def user_folder(sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     shutil.copytree(sample_root / "brick" / "ground_truth" / "stain", "datasets/BTech/01/ground_truth/ko")
     for mask in Path("datasets/BTech/01/ground_truth/ko").iterdir():
         mask.rename(mask.with_name(mask.name.replace("_mask", "")))
-    for target in ("path/to/images", "path/to/new", "path/to/bolts/bad"):
+    for target in ("path/to/images", "path/to/new", "path/to/bolts/bad", "path/to/nuts/bad"):
         shutil.copytree(sample_root / "coins" / "test" / "stain", target)
-    for target in ("path/to/good", "path/to/bolts/good"):
+    for target in ("path/to/good", "path/to/bolts/good", "path/to/nuts/good"):
         shutil.copytree(sample_root / "coins" / "train" / "good", target)
     return tmp_path
 
@@ -62,7 +64,7 @@ def small(command: str, clip_weights: Path, adapter: Path) -> list[str]:
     extra += ["--trainer.accelerator=cpu"]
     if verb == "fit" and "Folder" not in arguments:
         extra += ["--trainer.max_epochs=1"]
-    if verb in {"fit", "test"}:
+    if verb in {"fit", "test"} or "--data.root" in arguments:
         extra += ["--data.num_workers=0"]
     return [*arguments, *extra]
 
@@ -87,6 +89,10 @@ def run(command: str, clip_weights: Path, adapter: Path) -> None:
         main([*shlex.split(command)[1:], *small_models, "--data.num_workers=0", "--trainer.accelerator=cpu"])
     elif command.startswith("anomalib-aprilgan"):
         main(shlex.split(command)[1:])
+    elif command.startswith("python examples/benchmark"):  # takes its time; test_examples.py runs it in small
+        assert (ROOT / shlex.split(command)[1]).is_file()
+    elif command.startswith("python examples/"):
+        subprocess.run([sys.executable, ROOT / command.split()[1], *command.split()[2:]], check=True)
     elif command.startswith("pip install"):
         extra = command[command.index("[") + 1 : command.index("]")]
         assert extra in metadata("anomalib-aprilgan").get_all("Provides-Extra")
@@ -96,9 +102,11 @@ def run(command: str, clip_weights: Path, adapter: Path) -> None:
 
 def test_the_readme_has_commands_for_all_of_its_promises() -> None:
     verbs = [line.split()[:2] for line in commands()]
-    assert {verb for command, verb in verbs if command == "anomalib"} == {"predict", "test", "fit", "benchmark"}
+    assert {verb for command, verb in verbs if command == "anomalib"} == {
+        *("predict", "test", "fit", "benchmark", "export")
+    }
     assert sum(line.startswith("python3 -m venv") for line in commands()) == 2
-    assert {command for command, _ in verbs} == {"anomalib", "anomalib-aprilgan", "pip", "python3"}
+    assert {command for command, _ in verbs} == {"anomalib", "anomalib-aprilgan", "pip", "python", "python3"}
 
 
 def test_every_anomalib_command_runs(
@@ -112,6 +120,10 @@ def test_every_anomalib_command_runs(
     assert Path("results/AprilGan/AuxiliaryDataModule/v0/weights/lightning/model.ckpt").is_file()
     assert Path("results/AprilGan/bolts/v0/weights/lightning/model.ckpt").is_file()
     assert Path("results/compare_folder/report.html").is_file()
+    assert {path.name for path in Path("exported/weights").rglob("model.*")} == {
+        *("model.onnx", "model.xml", "model.bin", "model.pt")
+    }
+    assert Path("path/to/new/000.heatmap.png").is_file()
 
 
 @pytest.mark.parametrize("block", [block for language, block in BLOCKS if language == "python"])
@@ -128,6 +140,10 @@ def test_every_piece_of_python_runs(
     exec(compile(block, "README.md", "exec"), names)  # noqa: S102  # our own README
     if "few_shot_source" in block:
         assert "path/to/good" in capsys.readouterr().out
+    elif "switch_to" in block:
+        bolts, nuts = (Product.load(user_folder / f"{name}.safetensors") for name in ("bolts", "nuts"))
+        assert (bolts.class_name, len(bolts.reference_files)) == ("bolt", 5)
+        assert (nuts.class_name, len(nuts.reference_files)) == ("nut", 4)
     else:
         assert (user_folder / "adapters.safetensors").is_file()
 

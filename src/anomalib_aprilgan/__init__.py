@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anomalib_aprilgan.datamodule import AuxiliaryDataModule
     from anomalib_aprilgan.lightning_model import AprilGan
+    from anomalib_aprilgan.products import Product
     from anomalib_aprilgan.torch_model import AprilGanModel
 
-__all__ = ["AprilGan", "AprilGanModel", "AuxiliaryDataModule", "__version__"]
+__all__ = ["AprilGan", "AprilGanModel", "AuxiliaryDataModule", "Product", "__version__"]
 
 __version__ = "0.1.0"
 
@@ -22,6 +23,7 @@ _MODULES = {
     "AprilGan": "anomalib_aprilgan.lightning_model",
     "AprilGanModel": "anomalib_aprilgan.torch_model",
     "AuxiliaryDataModule": "anomalib_aprilgan.datamodule",
+    "Product": "anomalib_aprilgan.products",
 }
 
 

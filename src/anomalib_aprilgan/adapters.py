@@ -4,17 +4,15 @@
 """The linear adapters, one per stage, and the files they are kept in (arXiv 2305.17382, section 3.2)."""
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from anomalib_aprilgan.weight_files import read_weight_file
+from anomalib_aprilgan.weight_files import read_weight_file, write_weight_file
 
 __all__ = ["AdapterOrigin", "ClipProjection", "StageAdapters", "read_adapters", "write_adapters"]
 
@@ -192,19 +190,7 @@ def write_adapters(path: str | Path, weights: Mapping[str, Tensor], origin: Adap
     Raises:
         ValueError: If the suffix is another one.
     """
-    path = Path(path).expanduser()
-    if path.suffix != ".safetensors":
-        msg = f"Expected argument `path` to end in '.safetensors', but got {str(path)!r}."
-        raise ValueError(msg)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        plain = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-        unfinished.write_bytes(save(plain, metadata={METADATA_KEY: json.dumps(origin.to_dict())}))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
+    return write_weight_file(path, weights, {METADATA_KEY: json.dumps(origin.to_dict())})
 
 
 def _adapters_in(content: Any, metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], AdapterOrigin]:  # noqa: ANN401

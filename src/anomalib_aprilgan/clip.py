@@ -6,16 +6,19 @@
 open_clip changed its towers from sequence-first (2.24) to batch-first (3.x). Here both give the same numbers.
 """
 
+import copy
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from anomalib_aprilgan.towers import Towers, build_towers, fingerprint, tokenizer_of, uses_quick_gelu
 
-__all__ = ["Clip", "ImageFeatures", "encode_causal", "encode_image"]
+__all__ = ["Clip", "ImageFeatures", "copy_without_text", "encode_causal", "encode_image"]
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class ImageFeatures(NamedTuple):
@@ -105,7 +108,16 @@ class Clip(nn.Module):
 
         Returns:
             Sentence embeddings, not normalised, shape ``(S, D)``. They may take part in training.
+
+        Raises:
+            RuntimeError: If there is no text tower.
         """
+        if isinstance(self.towers, ImageTowerAlone):
+            msg = (
+                "An exported model has no text tower and cannot read sentences of another class. Export it for that "
+                "class, or load a product file that was made for it."
+            )
+            raise RuntimeError(msg)  # noqa: TRY004  # nothing is wrong with a type
         device = self.towers.visual.conv1.weight.device
         with torch.inference_mode(mode=False), torch.no_grad(), torch.autocast(device.type, enabled=False):
             token_ids = self._tokenizer(list(sentences)).to(device)
@@ -128,6 +140,32 @@ class Clip(nn.Module):
         own = {prefix + name: value for name, value in self.towers.state_dict(prefix="towers.").items()}
         state_dict.update(own)  # what no state dict holds is not missing from it
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class ImageTowerAlone(nn.Module):
+    """Stands in for the towers where no sentence is read any more.
+
+    Args:
+        visual: Image tower.
+    """
+
+    def __init__(self, visual: Towers) -> None:
+        super().__init__()
+        self.visual = visual
+
+
+def copy_without_text(module: Module, clip: Clip) -> Module:
+    """Copy a module that contains a CLIP, without the text tower; the image tower is shared.
+
+    Args:
+        module: The module.
+        clip: The CLIP in it.
+
+    Returns:
+        The copy.
+    """
+    towers, visual, tokenizer = clip.towers, clip.towers.visual, clip._tokenizer  # noqa: SLF001
+    return copy.deepcopy(module, {id(towers): ImageTowerAlone(visual), id(visual): visual, id(tokenizer): None})
 
 
 def encode_image(visual: Towers, images: Tensor, stages: Collection[int]) -> ImageFeatures:

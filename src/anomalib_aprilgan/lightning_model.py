@@ -3,8 +3,9 @@
 
 """APRIL-GAN as a model of anomalib: everything that Engine, command line and checkpoints need."""
 
+import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -24,9 +25,11 @@ from torch.optim import Adam, Optimizer
 
 from anomalib_aprilgan.checkpoint_io import ExplainingCheckpointIO, check_checkpoint
 from anomalib_aprilgan.embedded import BACKBONE, TAG, suited_settings
+from anomalib_aprilgan.export import ANY_CLASS, Exportable
 from anomalib_aprilgan.losses import adapter_loss
 from anomalib_aprilgan.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.pre_processing import AprilGanPreProcessor
+from anomalib_aprilgan.products import Product
 from anomalib_aprilgan.references import (
     check_image_files,
     draw,
@@ -47,7 +50,7 @@ _RESTORING: ContextVar[bool] = ContextVar("restoring", default=False)
 """Set while a checkpoint is being loaded, whose adapters make those of the arguments needless."""
 
 
-class AprilGan(AnomalibModule):
+class AprilGan(Exportable, AnomalibModule):  # type: ignore[misc]  # both of Lightning's and anomalib's to_onnx
     """APRIL-GAN: zero- and few-shot anomaly detection with a frozen CLIP (arXiv 2305.17382).
 
     With adapters it is a zero-shot model, or with ``k_shot`` a few-shot one: ``Engine.test`` and ``Engine.predict``
@@ -261,38 +264,50 @@ class AprilGan(AnomalibModule):
             elif isinstance(dataset, PredictDataset):
                 check_image_files(dataset.image_filenames)
 
-    def prepare(self) -> None:
+    def prepare(self, datamodule: AnomalibDataModule | None = None) -> None:
         """Set the class, load the adapters and draw the references, as far as that is still to be done.
 
         It runs by itself before validation, test, prediction and export.
+
+        Args:
+            datamodule: Where class and references come from, unless arguments tell. ``None``: the trainer's, if any.
 
         Raises:
             ValueError: If there are too few references, or they cannot be read.
             RuntimeError: If references are asked for and there is nowhere to draw them from, or if published adapters
                 cannot be downloaded.
         """
+        datamodule = datamodule or self._datamodule
         if not self._adapters_are_loaded:
-            self._load_published_adapters()
+            self._load_published_adapters(datamodule)
         if self.adapter is None and not self.model.trained_on:
             logger.warning("The adapters are untrained. Pass `adapter`, a checkpoint, or train them first.")
-        class_name = self._find_class_name()
+        class_name = self._find_class_name(datamodule)
         if class_name != self.model.class_name:
             logger.info("Class name: %s", class_name)
             self.model.setup(class_name)
             self._reset_calibration()
         if self.k_shot:
-            self._draw_references()
+            self._draw_references(datamodule)
         elif self.model.is_few_shot:
             logger.warning("The checkpoint holds %d reference images; it stays few-shot.", self.model.k_shot)
+
+    def settle(self) -> None:
+        """Keep class, adapters and references as they are, whatever datamodules and the seed may say later."""
+        self._is_restored = True
+        self._adapters_are_loaded = True
+        self.class_name = self.model.class_name
+        self.k_shot = self.model.k_shot
+        self.few_shot_source = None
 
     @property
     def _datamodule(self) -> AnomalibDataModule | None:
         trainer = getattr(self, "_trainer", None)
         return getattr(trainer, "datamodule", None)
 
-    def _find_class_name(self) -> str:
+    def _find_class_name(self, datamodule: AnomalibDataModule | None) -> str:
         """Argument, else checkpoint, else the datamodule's category, else what was set before, else ``"object"``."""
-        category: str = getattr(self._datamodule, "category", None) or ""
+        category: str = getattr(datamodule, "category", None) or ""
         if self.class_name is not None:
             return self.class_name
         if self._is_restored and self.model.class_name is not None:
@@ -305,16 +320,16 @@ class AprilGan(AnomalibModule):
                     category,
                 )
             return self.model.class_name
-        return category or self.model.class_name or "object"
+        return category or self.model.class_name or ANY_CLASS
 
-    def _load_published_adapters(self) -> None:
-        of_real_clip = "mvtec" if isinstance(self._datamodule, Visa) else "visa"
+    def _load_published_adapters(self, datamodule: AnomalibDataModule | None) -> None:
+        of_real_clip = "mvtec" if isinstance(datamodule, Visa) else "visa"
         name = TAG if self.model.backbone == BACKBONE else of_real_clip
-        logger.info("Adapters: %r, which have not seen %s", name, getattr(self._datamodule, "name", "the images"))
+        logger.info("Adapters: %r, which have not seen %s", name, getattr(datamodule, "name", "the images"))
         self.model.load_adapters(name)
         self._adapters_are_loaded = True
 
-    def _draw_references(self) -> None:
+    def _draw_references(self, datamodule: AnomalibDataModule | None) -> None:
         if self._is_restored and self.model.is_few_shot:
             if self.k_shot != self.model.k_shot or self.few_shot_source is not None:
                 logger.warning(
@@ -325,7 +340,6 @@ class AprilGan(AnomalibModule):
                     self.few_shot_source,
                 )
             return
-        datamodule = self._datamodule
         seed = torch.initial_seed()  # what was set last, however many random numbers have been drawn since
         if self.few_shot_source is not None:
             drawn_from: object = (self.few_shot_source, seed)
@@ -349,11 +363,14 @@ class AprilGan(AnomalibModule):
             raise RuntimeError(msg)
         chosen = draw(files, self.k_shot, seed)
         logger.info("Reference images: %s", ", ".join(map(str, chosen)))
-        transform: Any = getattr(self.pre_processor, "transform", None) or nn.Identity()
-        self.model.setup(reference_images=read_references(chosen, transform))
+        self.model.setup(reference_images=self._read_references(chosen))
         self.model.reference_files = tuple(map(str, chosen))
         self._references_drawn_from = drawn_from
         self._reset_calibration()
+
+    def _read_references(self, files: Iterable[Path]) -> Tensor:
+        transform: Any = getattr(self.pre_processor, "transform", None) or nn.Identity()
+        return read_references(files, transform)
 
     def _reset_calibration(self) -> None:
         self.model.reset_calibration()
@@ -416,7 +433,7 @@ class AprilGan(AnomalibModule):
         if class_names:
             return self.model.encode_classes(class_names)
         if self.model.class_name is None:
-            self.model.setup(self._find_class_name())
+            self.model.setup(self._find_class_name(self._datamodule))
         return self.model.text_features
 
     def calibrate(self) -> tuple[Tensor, Tensor | None] | None:
@@ -443,6 +460,71 @@ class AprilGan(AnomalibModule):
         nothing = self.model.map_range.new_zeros(1)
         return float(image_score(nothing, nothing, self.model.map_range)) if self.model.is_few_shot else 0.0
 
+    # ---- Products ----------------------------------------------------------------------------------------------------
+
+    @property
+    def product(self) -> Product:
+        """What the model knows of its product now: class, references and calibration, apart from later changes."""
+        self.prepare()
+        state = self.state_dict()
+        tensors = {name: state[name].detach().cpu().clone() for name in self._names_of_product(state)}
+        return Product(tensors, {**self.model.get_extra_state(), "adapters": self._adapters_digest()})
+
+    def switch_to(self, product: Product) -> None:
+        """Take up another product, without loading or encoding anything.
+
+        Args:
+            product: Made by a model with the same CLIP, adapters and stages.
+
+        Raises:
+            ValueError: If it was made by another model; nothing has changed then.
+        """
+        if not self._adapters_are_loaded:
+            self._load_published_adapters(self._datamodule)
+        self.model.refuse_foreign(product.facts, f"The product {product.class_name!r} does")
+        state = self.state_dict()
+        if product.facts["adapters"] != self._adapters_digest() or set(product.tensors) != self._names_of_product(
+            state
+        ):
+            msg = (
+                f"The product {product.class_name!r} was calibrated with other adapters or another post-processor than "
+                "the model's. Load the model that it was made with, or make the product anew."
+            )
+            raise ValueError(msg)
+        self.load_state_dict({**state, **product.tensors, "model._extra_state": dict(product.facts)})
+        self.settle()
+
+    def add_references(self, source: str | Path) -> None:
+        """Add reference images to the memory banks.
+
+        Thresholds and ranges stay as they were, unless these are the first references; validate again to renew them.
+
+        Args:
+            source: A folder, one image, or a text file that lists image paths.
+
+        Raises:
+            ValueError: If there are none, or they cannot be read.
+        """
+        self.prepare()
+        was_few_shot = self.model.is_few_shot
+        files = files_in_source(source)
+        self.model.add_references(self._read_references(files), files)
+        self.settle()
+        if not was_few_shot:
+            self._reset_calibration()
+
+    @staticmethod
+    def _names_of_product(state: dict[str, Any]) -> set[str]:
+        """Pick from a state dict what differs from product to product."""
+        prefixes = ("post_processor.", "model.text_features", "model.map_range", "model.memory_banks.")
+        return {name for name in state if name.startswith(prefixes)}
+
+    def _adapters_digest(self) -> str:
+        digest = hashlib.sha256()
+        for weight in self.model.adapters.state_dict().values():
+            digest.update(weight.detach().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     # ---- Checkpoints and export -------------------------------------------------------------------------------------
 
     @classmethod
@@ -467,16 +549,15 @@ class AprilGan(AnomalibModule):
         self._is_restored = True
         self._adapters_are_loaded = True
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what belongs to this process alone: Lightning its trainer, and this the datamodule."""
+        return {**super().__getstate__(), "_references_drawn_from": None}
+
     def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:  # noqa: ANN401
         """Score float images of any size in [0, 1], shape ``(N, 3, h, w)``, as exported models do."""
         if self.model.class_name is None:
             self.prepare()
         return super().forward(batch, *args, **kwargs)
-
-    def to_torch(self, *args: Any, **kwargs: Any) -> Path:  # noqa: ANN401
-        """Export as anomalib does, with class, adapters and references set."""
-        self.prepare()
-        return super().to_torch(*args, **kwargs)
 
 
 def _lacks_validation_data(datamodule: AnomalibDataModule) -> bool:

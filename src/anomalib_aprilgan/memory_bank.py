@@ -35,13 +35,17 @@ class MemoryBank(nn.Module):
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
-    def store(self, tokens: Tensor) -> None:
-        """Replace the bank's content.
+    def clear(self) -> None:
+        """Empty the bank."""
+        self.tokens = self.tokens[:0]
+
+    def add(self, tokens: Tensor) -> None:
+        """Add to the bank's content.
 
         Args:
-            tokens: Raw patch tokens of the reference images, shape ``(K, P, width)``.
+            tokens: Raw patch tokens of reference images, shape ``(K, P, width)``.
         """
-        self.tokens = normalize(tokens.flatten(0, 1).to(self.tokens), dim=-1)
+        self.tokens = torch.cat([self.tokens, normalize(tokens.flatten(0, 1).to(self.tokens), dim=-1)])
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Measure cosine distances to the nearest reference token.

@@ -8,15 +8,16 @@ first, always; from release 13 on it is height first where an image shrinks much
 whatever release is installed.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F  # noqa: N812  # torchvision's own custom
 
-__all__ = ["resize_by_matrices", "resize_by_pil"]
+from anomalib_aprilgan.double_single import Pair, add, divide, exactly, multiply
 
-SHARPNESS = -0.5
-"""PIL's choice of the bicubic kernel's one parameter."""
+__all__ = ["resize_by_matrices", "resize_by_pil"]
 
 
 def resize_by_pil(images: Tensor, size: int) -> Tensor:
@@ -40,10 +41,7 @@ def _resize_one(image: Tensor, size: int) -> Tensor:
 
 
 def resize_by_matrices(images: Tensor, size: int) -> Tensor:
-    """Do the same by a product with a matrix per pass, which every runtime has.
-
-    The result is the same to the last grey level where the runtime computes the weights in double precision, as ONNX
-    Runtime does. Where it does not, as with OpenVINO, a few in a hundred thousand values are off by one level.
+    """Do the same, to the last grey level, by a product with a matrix per pass, which every runtime has.
 
     Args:
         images: Float images of whole grey levels in [0, 255], shape ``(..., h, w)``; height and width may be symbolic.
@@ -57,34 +55,62 @@ def resize_by_matrices(images: Tensor, size: int) -> Tensor:
 
 
 def _resize_last(levels: Tensor, new: int) -> Tensor:
-    """Resize the last dimension, and round to whole grey levels, halves upwards.
-
-    PIL's weights are whole multiples of 2 ** -22, and so are their sums, which single precision cannot hold. Weights
-    are therefore halved into coarse and fine digits, whose sums it holds exactly.
-    """
-    weights = (_weights(levels.shape[-1], new) * 2**22).round()
-    coarse = (weights / 2**11).round()
-    fine = weights - coarse * 2**11
-    digits = torch.cat([coarse, fine]).to(levels)
-    sums = levels @ digits.T
-    coarse_sum, fine_sum = sums[..., :new] / 2**11, sums[..., new:] / 2**22
+    """Resize the last dimension, and round to whole grey levels, halves upwards."""
+    coarse, fine = _digits(levels.shape[-1], new, levels.device)
+    coarse_sum, fine_sum = levels @ coarse.T / 2**11, levels @ fine.T / 2**22
     whole = coarse_sum.floor()
     rest = coarse_sum - whole + fine_sum
     return (whole + (rest + 0.5).floor()).clamp(0, 255)
 
 
-def _weights(old: int, new: int) -> Tensor:
-    """Compute how much each old pixel adds to each new one, shape ``(new, old)``; rows sum to 1."""
-    steps = torch.arange(old) * 2 + 1  # centres of pixels, in half pixels
-    new_steps = torch.arange(new) * 2 + 1
+def _digits(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Compute how much each old pixel adds to each new one.
+
+    PIL's weights are whole multiples of 2 ** -22, and so are their sums, which single precision cannot hold. Their
+    coarse and fine digits are therefore summed apart; those sums it holds.
+
+    Returns:
+        Coarse and fine digits of the weights, in units of 2 ** -11 and 2 ** -22, both of shape ``(new, old)``.
+    """
+    larger = cast("int", torch.sym_max(old, new))  # in a graph, a symbol
+    reach = 2 * ((larger + new - 1) // new)  # of the kernel in old pixels, rounded up
+    centres = torch.arange(new, device=device)[:, None] * 2 + 1  # of new pixels, in halves of them
+    pixels = centres * old // (2 * new) + torch.arange(-reach, reach + 1, device=device)  # within reach
+    is_inside = (pixels >= 0) & (pixels < old)
+
     # In whole numbers, which no runtime rounds, until distances are known.
-    offset = (steps * new - new_steps[:, None] * old).abs().double()
-    weights = _bicubic(torch.div(offset, 2 * torch.sym_max(old, new)))  # type: ignore[arg-type]  # symbols in a graph
-    return weights / weights.sum(dim=-1, keepdim=True)
+    offsets = ((2 * pixels + 1) * new - centres * old).abs().float()
+    kernel = _bicubic(divide(exactly(offsets), exactly(torch.zeros_like(offsets) + 2 * larger)))
+    kernel = Pair(*(part * is_inside for part in kernel))
+    weights = divide(kernel, Pair(*(part.expand_as(offsets) for part in _sum_of_row(kernel))))
+
+    scaled = weights.high * 2**11
+    coarse = scaled.round()
+    fine = ((scaled - coarse + weights.low * 2**11) * 2**11).round()
+    places = pixels.clamp(0, old - 1)
+    empty = torch.zeros(new, old, device=device)
+    return empty.scatter_add(1, places, coarse), empty.scatter_add(1, places, fine)
 
 
-def _bicubic(distance: Tensor) -> Tensor:
-    """Evaluate the kernel, which ends at a distance of 2."""
-    near = ((SHARPNESS + 2) * distance - (SHARPNESS + 3)) * distance.square() + 1
-    far = SHARPNESS * (((distance - 5) * distance + 8) * distance - 4)
-    return torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))  # noqa: PLR2004
+def _bicubic(distance: Pair) -> Pair:
+    """Evaluate PIL's kernel (of parameter -1/2), which is one polynomial up to a distance of 1 and another up to 2."""
+    minus_distance = Pair(-distance.high, -distance.low)
+    to_one = add(exactly(1.0), minus_distance)
+    to_two = add(exactly(2.0), minus_distance)
+    # With x = 1 - d, the first is x (1/2 + x (2 - 3/2 x)), and the second 1/2 x (2 - d)^2.
+    inner = add(exactly(2.0), multiply(exactly(-1.5), to_one))
+    near = multiply(to_one, add(exactly(0.5), multiply(to_one, inner)))
+    far = multiply(multiply(exactly(0.5), to_one), multiply(to_two, to_two))
+    return Pair(
+        *(
+            torch.where(distance.high < 1, within, torch.where(distance.high < 2, beyond, 0.0))  # noqa: PLR2004
+            for within, beyond in zip(near, far, strict=True)
+        )
+    )
+
+
+def _sum_of_row(values: Pair) -> Pair:
+    """Sum the last dimension."""
+    coarse = (values.high * 2**11).round() / 2**11  # of so few digits that no sum is rounded
+    fine = values.high - coarse + values.low
+    return add(exactly(coarse.sum(dim=-1, keepdim=True)), exactly(fine.sum(dim=-1, keepdim=True)))

@@ -245,9 +245,24 @@ class AprilGanModel(nn.Module):
             self.text_features.copy_(self.encode_class(class_name))
             self.class_name = class_name
         if reference_images is not None:
-            self._fill_memory_banks(reference_images)
+            tokens = self._reference_tokens(reference_images)
+            for bank in self._banks:
+                bank.clear()
             self.reference_files = ()
-            self.reset_calibration()
+            self._add_to_banks(tokens)
+
+    def add_references(self, reference_images: Tensor, files: Sequence[str | Path] = ()) -> None:
+        """Add to the reference images. The calibration stays, unless these are the first.
+
+        Args:
+            reference_images: Pre-processed normal images of shape ``(K, 3, image_size, image_size)``.
+            files: Where they come from.
+
+        Raises:
+            ValueError: If the images have another shape.
+        """
+        self._add_to_banks(self._reference_tokens(reference_images))
+        self.reference_files = (*self.reference_files, *map(str, files))
 
     def encode_class(self, class_name: str) -> Tensor:
         """Embed a class's prompt ensemble; the result is remembered.
@@ -299,13 +314,21 @@ class AprilGanModel(nn.Module):
     def _banks(self) -> list[MemoryBank]:
         return cast("list[MemoryBank]", list(self.memory_banks))
 
-    def _fill_memory_banks(self, images: Tensor) -> None:
+    def _reference_tokens(self, images: Tensor) -> list[Tensor]:
+        """Encode reference images, one at a time; per reference stage, shape ``(K, P, width)``."""
         self._check_images("reference_images", images)
         with torch.inference_mode(mode=False), torch.no_grad():
             images = images.to(self.text_features)
             tokens = [self.clip.encode_image(image[None], self.reference_layers).tokens for image in images]
-            for layer, bank in zip(self.reference_layers, self._banks, strict=True):
-                bank.store(torch.cat([image[layer] for image in tokens]))
+            return [torch.cat([image[layer] for image in tokens]) for layer in self.reference_layers]
+
+    def _add_to_banks(self, tokens: Sequence[Tensor]) -> None:
+        are_first = not self.is_few_shot
+        with torch.inference_mode(mode=False), torch.no_grad():
+            for bank, stage in zip(self._banks, tokens, strict=True):
+                bank.add(stage)
+        if are_first:
+            self.reset_calibration()
 
     def _validated_map_stages(self, stages: Sequence[int]) -> tuple[int, ...]:
         if isinstance(stages, str) or not set(stages) <= set(self.layers) or len(set(stages)) != len(stages):
@@ -431,17 +454,27 @@ class AprilGanModel(nn.Module):
         """Refuse the state of another model before anything is changed."""
         state = state_dict.get(f"{prefix}_extra_state")
         if state is not None:
-            origin = AdapterOrigin.from_dict(state["origin"])
-            conflicts = origin.conflicts_with(self.origin)
-            stages = tuple(state["reference_layers"])
-            if stages != self.reference_layers:
-                conflicts.append(f"reference_layers {stages} against the model's {self.reference_layers}")
-            if state["k_shot"] and origin.image_size != self.image_size:
-                conflicts.append(
-                    f"memory banks of image_size {origin.image_size} against the model's {self.image_size}"
-                )
-            self._refuse(conflicts, "The checkpoint's weights do", origin)
+            self.refuse_foreign(state, "The checkpoint's weights do")
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def refuse_foreign(self, state: Mapping[str, Any], subject: str) -> None:
+        """Make sure that an extra state belongs to a model like this one.
+
+        Args:
+            state: What :meth:`get_extra_state` returned.
+            subject: Beginning of a message that goes on with "not fit the model".
+
+        Raises:
+            ValueError: If it does not; the message names both sides.
+        """
+        origin = AdapterOrigin.from_dict(state["origin"])
+        conflicts = origin.conflicts_with(self.origin)
+        stages = tuple(state["reference_layers"])
+        if stages != self.reference_layers:
+            conflicts.append(f"reference_layers {stages} against the model's {self.reference_layers}")
+        if state["k_shot"] and origin.image_size != self.image_size:
+            conflicts.append(f"memory banks of image_size {origin.image_size} against the model's {self.image_size}")
+        self._refuse(conflicts, subject, origin)
 
 
 def _validated_stages(name: str, stages: Sequence[int]) -> tuple[int, ...]:

@@ -1,0 +1,139 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""8-bit OpenVINO models: the image tower, where the work is, and nothing else.
+
+With a temperature of 100, rounded similarities would show in the maps; and what resizes images computes with whole grey
+levels. Both stay in full precision. This file needs nncf, of the extra ``export``.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import nncf
+import torch
+from anomalib.data import AnomalibDataModule, ImageBatch
+from anomalib.metrics import F1Score
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+from torchmetrics import Metric
+from torchvision.transforms.v2 import functional as F  # noqa: N812  # torchvision's own custom
+from torchvision.tv_tensors import Mask
+
+from anomalib_aprilgan.pre_processing import EightBitResize
+from anomalib_aprilgan.quiet import quietly
+
+__all__ = ["compress_weights", "quantize", "quantize_within"]
+
+TOWER = "model.clip."
+"""Beginning of the names that the export gives to operations in CLIP's image tower."""
+
+LARGEST_SET = 300
+"""Images that are looked at to find the range of activations; nncf's default."""
+
+OpenVinoModel = Any
+"""A model of openvino, which carries no types that agree with nncf's."""
+
+
+def compress_weights(model: OpenVinoModel) -> OpenVinoModel:
+    """Keep weights in 8 bits, and compute in full precision.
+
+    Args:
+        model: The exported model.
+
+    Returns:
+        The compressed model.
+    """
+    with quietly():
+        return nncf.compress_weights(model, ignored_scope=_outside(model))
+
+
+def quantize(model: OpenVinoModel, datamodule: AnomalibDataModule) -> OpenVinoModel:
+    """Compute with 8 bits.
+
+    Args:
+        model: The exported model.
+        datamodule: Its validation images, or where there are none its training images, tell the range of activations.
+            At most 300, evenly spread, are looked at.
+
+    Returns:
+        The quantized model.
+
+    Raises:
+        ValueError: If the datamodule has no images.
+    """
+    with quietly():
+        return nncf.quantize(model, _calibration(model, datamodule), **_transformer(model))
+
+
+def quantize_within(
+    max_drop: float, model: OpenVinoModel, datamodule: AnomalibDataModule, metric: Metric | None, image_size: int
+) -> OpenVinoModel:
+    """Compute with 8 bits, but for layers that a metric would suffer from.
+
+    Args:
+        max_drop: How much the metric may fall, in [0, 1].
+        model: The exported model.
+        datamodule: Images as for :func:`quantize`, and labelled test images.
+        metric: One of anomalib's metrics, larger is better. ``None``: F1 of the labels.
+        image_size: Height and width of the model's maps in pixels.
+
+    Returns:
+        The quantized model.
+
+    Raises:
+        ValueError: If the datamodule has no images.
+    """
+    measure = F1Score(fields=["pred_label", "gt_label"]) if metric is None else metric
+    resize = EightBitResize(image_size)
+
+    def validate(compiled: OpenVinoModel, items: Iterable[Any]) -> tuple[float, None]:
+        measure.reset()
+        for item in items:
+            outputs = compiled(_input(model, item))
+            predictions: dict[str, Any] = {
+                name.any_name: torch.from_numpy(value.copy()) for name, value in outputs.items()
+            }
+            mask = None if item.gt_mask is None else resize(Mask(item.gt_mask))[None]
+            label = torch.as_tensor(item.gt_label).reshape(1)
+            measure.update(ImageBatch(image=item.image[None], gt_label=label, gt_mask=mask, **predictions))
+        return float(measure.compute()), None
+
+    with quietly():
+        calibration = _calibration(model, datamodule)
+        validation = nncf.Dataset(datamodule.test_data)
+        return nncf.quantize_with_accuracy_control(
+            model, calibration, validation, validate, max_drop=max_drop, **_transformer(model)
+        )
+
+
+def _transformer(model: OpenVinoModel) -> dict[str, Any]:
+    """Tell nncf what it has before it, and what to leave alone."""
+    return {"model_type": nncf.ModelType.TRANSFORMER, "ignored_scope": _outside(model), "subset_size": LARGEST_SET}
+
+
+def _outside(model: OpenVinoModel) -> nncf.IgnoredScope:
+    """List the operations outside the image tower. Constants have no place in it, and go where they are used."""
+    operations = [op.get_friendly_name() for op in model.get_ops() if op.get_type_name() != "Constant"]
+    return nncf.IgnoredScope(names=[name for name in operations if not name.startswith(TOWER)], validate=False)
+
+
+def _calibration(model: OpenVinoModel, datamodule: AnomalibDataModule) -> Any:  # noqa: ANN401  # of nncf
+    datamodule.prepare_data()
+    datamodule.setup()
+    dataset: Dataset[Any] | None = getattr(datamodule, "val_data", None) or getattr(datamodule, "train_data", None)
+    number = len(dataset) if dataset is not None else 0  # type: ignore[arg-type]
+    if dataset is None or not number:
+        msg = f"Expected argument `datamodule` to have validation or training images, but {datamodule.name} has none."
+        raise ValueError(msg)
+    chosen = torch.linspace(0, number - 1, min(number, LARGEST_SET)).round().int().tolist()
+    return nncf.Dataset(Subset(dataset, chosen), lambda item: _input(model, item))
+
+
+def _input(model: OpenVinoModel, item: Any) -> Any:  # noqa: ANN401
+    """Make an image of a dataset the model's input: a batch of one, of the size that the model wants, if it does."""
+    image: Tensor = item.image[None].as_subclass(Tensor)
+    height, width = model.input(0).partial_shape[2], model.input(0).partial_shape[3]
+    if height.is_static and width.is_static:
+        image = F.resize(image, [height.get_length(), width.get_length()], antialias=True)
+    return image.numpy()

@@ -1,0 +1,205 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""One loaded model, many products."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from anomalib.data import MVTecAD
+from anomalib.deploy import TorchInferencer
+from anomalib.engine import Engine
+from anomalib.post_processing import PostProcessor
+from lightning import seed_everything
+from torch import Tensor
+
+from anomalib_aprilgan import AprilGan, Product
+from anomalib_aprilgan.adapters import StageAdapters
+from anomalib_aprilgan.clip import Clip
+
+MakeModel = Callable[..., AprilGan]
+
+
+def data(root: Path, category: str) -> MVTecAD:
+    return MVTecAD(root, category=category, num_workers=0, eval_batch_size=4)
+
+
+def answers(model: AprilGan, images: Tensor) -> dict[str, Tensor]:
+    with torch.no_grad():
+        return model.eval()(images)._asdict()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(3, 3, 80, 70, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    return Engine(accelerator="cpu", devices=1, default_root_dir=tmp_path, **quiet)
+
+
+@pytest.fixture
+def products(make_lightning_model: MakeModel, sample_root: Path, engine: Engine, images: Tensor, tmp_path: Path):
+    """Two products' files, with what their own models say of some images; the second has other references."""
+    seed_everything(7)
+    model = make_lightning_model(k_shot=2)
+    expected = {}
+    for category in ("gravel", "coins"):
+        engine.validate(model, datamodule=data(sample_root, category), verbose=False)
+        model.product.save(tmp_path / f"{category}.safetensors")
+        expected[category] = answers(model, images)
+    return expected
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0)
+
+
+def test_a_fresh_model_takes_products_up(
+    products, make_lightning_model: MakeModel, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not torch.allclose(products["gravel"]["anomaly_map"], products["coins"]["anomaly_map"], atol=0.01)
+    model = make_lightning_model()
+    loaded = {category: Product.load(tmp_path / f"{category}.safetensors") for category in products}
+    monkeypatch.setattr(Clip, "encode_text", None)  # nothing is encoded any more
+    for category in ("gravel", "coins", "gravel"):
+        model.switch_to(loaded[category])
+        assert_same(answers(model, images), products[category])
+        assert model.model.class_name == loaded[category].class_name == category
+        assert model.reference_files == loaded[category].reference_files
+        assert len(model.reference_files) == 2
+
+
+def test_an_exported_model_takes_products_up(
+    products, make_lightning_model: MakeModel, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    path = make_lightning_model(class_name="nothing").to_torch(tmp_path)
+    inferencer = TorchInferencer(path, device="cpu")
+    for category, expected in products.items():
+        inferencer.model.switch_to(Product.load(tmp_path / f"{category}.safetensors"))
+        assert_same(inferencer.predict(images).__dict__, {"anomaly_map": expected["anomaly_map"]})
+
+
+def test_the_engine_stays_with_the_product(
+    products, make_lightning_model: MakeModel, sample_root: Path, engine: Engine, images: Tensor, tmp_path: Path
+) -> None:
+    model = make_lightning_model(class_name="something", k_shot=1, few_shot_source=sample_root / "brick/train/good")
+    model.switch_to(Product.load(tmp_path / "coins.safetensors"))
+    engine.predict(model, data_path=sample_root / "coins/test/good")
+    assert_same(answers(model, images), products["coins"])
+
+
+def test_a_product_is_apart_from_later_changes(
+    products, make_lightning_model: MakeModel, images: Tensor, tmp_path: Path
+) -> None:
+    model = make_lightning_model()
+    product = Product.load(tmp_path / "coins.safetensors")
+    model.switch_to(product)
+    again = model.product
+    model.model.calibrate(0.1, 0.2)
+    model.model.memory_banks[0].clear()
+    for same in (product, again):
+        model.switch_to(same)
+        assert_same(answers(model, images), products["coins"])
+
+
+def test_zero_shot_after_few_shot(products, make_lightning_model: MakeModel, images: Tensor, tmp_path: Path) -> None:
+    model = make_lightning_model(class_name="brick")
+    zero_shot = model.product
+    expected = answers(model, images)
+    model.switch_to(Product.load(tmp_path / "coins.safetensors"))
+    model.switch_to(zero_shot)
+    assert model.model.k_shot == 0
+    assert_same(answers(model, images), expected)
+
+
+def test_products_of_other_models_are_refused(
+    products, make_lightning_model: MakeModel, images: Tensor, tmp_path: Path
+) -> None:
+    product = Product.load(tmp_path / "coins.safetensors")
+    for other, message in (
+        (make_lightning_model(reference_layers=(1,), class_name="x"), "reference_layers"),
+        (make_lightning_model(image_size=32, class_name="x"), "image_size 64 against the model's 32"),
+        (make_lightning_model(quick_gelu=True, class_name="x", adapter=None), "quick_gelu"),
+        (make_lightning_model(class_name="x", post_processor=PostProcessor()), "another post-processor"),
+        (make_lightning_model(class_name="x", adapter=None), "other adapters"),
+    ):
+        before = answers(other, images)
+        with pytest.raises(ValueError, match=message):
+            other.switch_to(product)
+        assert other.model.class_name == "x"
+        assert_same(answers(other, images), before)
+
+
+def test_files_that_are_no_product(make_lightning_model: MakeModel, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no existing file"):
+        Product.load(tmp_path / "missing.safetensors")
+    adapters = make_lightning_model().model.save_adapters(tmp_path / "adapters.safetensors")
+    with pytest.raises(ValueError, match="holds no product"):
+        Product.load(adapters)
+    (tmp_path / "damaged.safetensors").write_bytes(b"\0" * 30)
+    with pytest.raises(ValueError, match=r"Could not read a product from .*damaged"):
+        Product.load(tmp_path / "damaged.safetensors")
+    with pytest.raises(ValueError, match="safetensors"):
+        make_lightning_model().product.save(tmp_path / "product.pt")
+
+
+# ---- Adding references ----------------------------------------------------------------------------------------------
+
+
+def test_references_added_later_are_as_good_as_the_first(
+    make_lightning_model: MakeModel, sample_root: Path, images: Tensor
+) -> None:
+    good = sample_root / "gravel" / "train" / "good"
+    files = sorted(good.iterdir())
+    at_once = make_lightning_model(class_name="gravel", k_shot=len(files), few_shot_source=good)
+    at_once.prepare()
+    later = make_lightning_model(class_name="gravel", k_shot=1, few_shot_source=files[0])
+    for file in files[1:]:
+        later.add_references(file)
+    assert later.reference_files == tuple(map(str, files))
+    assert later.model.k_shot == len(files)
+    assert_same(answers(later, images), answers(at_once, images))
+
+
+def test_adding_keeps_the_calibration(
+    make_lightning_model: MakeModel, sample_root: Path, engine: Engine, tmp_path: Path
+) -> None:
+    model = make_lightning_model(k_shot=2)
+    engine.validate(model, datamodule=data(sample_root, "gravel"), verbose=False)
+    threshold, map_range = model.post_processor.image_threshold.clone(), model.model.map_range.clone()
+    model.add_references(sample_root / "gravel" / "train" / "good")
+    assert model.post_processor.image_threshold == threshold
+    assert torch.equal(model.model.map_range, map_range)
+    engine.validate(model, datamodule=data(sample_root, "gravel"), verbose=False)
+    assert model.model.k_shot == 2 + 6  # they are not drawn anew
+    assert not torch.equal(model.model.map_range, map_range)
+
+
+def test_the_first_references_make_a_few_shot_model(
+    make_lightning_model: MakeModel, sample_root: Path, images: Tensor
+) -> None:
+    good = sample_root / "gravel" / "train" / "good"
+    model = make_lightning_model(class_name="gravel")
+    model.add_references(good)
+    expected = make_lightning_model(class_name="gravel", k_shot=6, few_shot_source=good)
+    expected.prepare()
+    assert_same(answers(model, images), answers(expected, images))
+    assert isinstance(model.model.adapters, StageAdapters)
+
+
+def test_unreadable_references_change_nothing(
+    make_lightning_model: MakeModel, sample_root: Path, tmp_path: Path
+) -> None:
+    model = make_lightning_model(class_name="gravel", k_shot=1, few_shot_source=sample_root / "gravel/train/good")
+    model.prepare()
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        model.add_references(tmp_path)
+    assert model.model.k_shot == 1
