@@ -215,12 +215,21 @@ def test_an_exported_torch_model_keeps_class_and_references(
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     deployed = TorchInferencer(path, device="cpu").model
     seed_everything(99)
-    deployed.prepare()
+    deployed.prepare()  # as Engine.predict would
     assert deployed.reference_files == model.reference_files
     with pytest.raises(RuntimeError, match="no text tower"):
         deployed.model.setup("bottle")
     assert isinstance(model.model.clip, Clip)
     assert model.model.encode_class("bottle").shape == (2, 128)  # the model itself still has its text tower
+
+
+def test_another_seed_and_datamodule_change_nothing_that_is_set(exported: Exported, sample_root: Path) -> None:
+    """Else the references would be drawn anew, and the calibration be lost."""
+    before = exported.model.metadata
+    seed_everything(1234)
+    assert exported.model._deployed(data(sample_root, "coins")).metadata == before
+    assert exported.model.product.reference_files == exported.model.reference_files
+    assert exported.model.metadata == before
 
 
 # ---- Compression ----------------------------------------------------------------------------------------------------

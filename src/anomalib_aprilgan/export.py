@@ -54,8 +54,8 @@ class Exportable(ExportMixin):
     pre_processor: nn.Module | None
     post_processor: nn.Module | None
 
-    def prepare(self, datamodule: AnomalibDataModule | None = None) -> None:
-        """Set class, adapters and references, as far as that is still to be done."""
+    def ensure_prepared(self, datamodule: AnomalibDataModule | None = None) -> None:
+        """Set class, adapters and references, unless they are."""
         raise NotImplementedError
 
     def settle(self) -> None:
@@ -203,7 +203,7 @@ class Exportable(ExportMixin):
 
     def _deployed(self, datamodule: AnomalibDataModule | None = None) -> "Exportable":
         """Copy the model, prepared and for good, without its text tower; the rest of CLIP's weights are shared."""
-        self.prepare(datamodule)
+        self.ensure_prepared(datamodule)
         if self.model.class_name == ANY_CLASS:
             logger.warning("The model is exported for the class %r. Pass `class_name` to tell what it is.", ANY_CLASS)
         deployed = cast("Exportable", copy_without_text(cast("nn.Module", self), self.model.clip))

@@ -292,6 +292,17 @@ class AprilGan(Exportable, AnomalibModule):  # type: ignore[misc]  # both of Lig
         elif self.model.is_few_shot:
             logger.warning("The checkpoint holds %d reference images; it stays few-shot.", self.model.k_shot)
 
+    def ensure_prepared(self, datamodule: AnomalibDataModule | None = None) -> None:
+        """Prepare the model, unless it is: what was set and calibrated stays, whatever the seed and datamodule are now.
+
+        Args:
+            datamodule: As for :meth:`prepare`.
+        """
+        has_class = self.model.class_name is not None and self.class_name in {None, self.model.class_name}
+        has_references = self.model.is_few_shot or not self.k_shot
+        if not (self._adapters_are_loaded and has_class and has_references):
+            self.prepare(datamodule)
+
     def settle(self) -> None:
         """Keep class, adapters and references as they are, whatever datamodules and the seed may say later."""
         self._is_restored = True
@@ -465,7 +476,7 @@ class AprilGan(Exportable, AnomalibModule):  # type: ignore[misc]  # both of Lig
     @property
     def product(self) -> Product:
         """What the model knows of its product now: class, references and calibration, apart from later changes."""
-        self.prepare()
+        self.ensure_prepared()
         state = self.state_dict()
         tensors = {name: state[name].detach().cpu().clone() for name in self._names_of_product(state)}
         return Product(tensors, {**self.model.get_extra_state(), "adapters": self._adapters_digest()})
@@ -505,7 +516,7 @@ class AprilGan(Exportable, AnomalibModule):  # type: ignore[misc]  # both of Lig
         Raises:
             ValueError: If there are none, or they cannot be read.
         """
-        self.prepare()
+        self.ensure_prepared()
         was_few_shot = self.model.is_few_shot
         files = files_in_source(source)
         self.model.add_references(self._read_references(files), files)
@@ -555,8 +566,7 @@ class AprilGan(Exportable, AnomalibModule):  # type: ignore[misc]  # both of Lig
 
     def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:  # noqa: ANN401
         """Score float images of any size in [0, 1], shape ``(N, 3, h, w)``, as exported models do."""
-        if self.model.class_name is None:
-            self.prepare()
+        self.ensure_prepared()
         return super().forward(batch, *args, **kwargs)
 
 
