@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from anomalib import LearningType
 from anomalib.data import MVTecAD
 from anomalib.deploy import TorchInferencer
 from anomalib.engine import Engine
@@ -16,7 +17,6 @@ from lightning import seed_everything
 from torch import Tensor
 
 from anomalib_aprilgan import AprilGan, Product
-from anomalib_aprilgan.adapters import StageAdapters
 from anomalib_aprilgan.clip import Clip
 
 MakeModel = Callable[..., AprilGan]
@@ -128,13 +128,63 @@ def test_products_of_other_models_are_refused(
         (make_lightning_model(image_size=32, class_name="x"), "image_size 64 against the model's 32"),
         (make_lightning_model(quick_gelu=True, class_name="x", adapter=None), "quick_gelu"),
         (make_lightning_model(class_name="x", post_processor=PostProcessor()), "another post-processor"),
-        (make_lightning_model(class_name="x", adapter=None), "other adapters"),
+        (make_lightning_model(class_name="x", adapter=None), r"another model than this one: adapters '\w+' against"),
+        (make_lightning_model(class_name="x", map_stages=(2,)), r"map_stages \[2, 4\] against \[2\]"),
     ):
         before = answers(other, images)
         with pytest.raises(ValueError, match=message):
             other.switch_to(product)
         assert other.model.class_name == "x"
         assert_same(answers(other, images), before)
+
+
+def test_a_zero_shot_product_of_another_size_is_refused(make_lightning_model: MakeModel) -> None:
+    product = make_lightning_model(class_name="coin", image_size=32).product
+    with pytest.raises(ValueError, match="image_size 32 against 64"):
+        make_lightning_model(class_name="x").switch_to(product)
+
+
+def test_a_damaged_product_changes_nothing(
+    products, make_lightning_model: MakeModel, images: Tensor, tmp_path: Path
+) -> None:
+    product = Product.load(tmp_path / "coins.safetensors")
+    damaged = Product({**product.tensors, "model.map_range": torch.zeros(3)}, product.facts, product.calibrated_with)
+    model = make_lightning_model(class_name="x")
+    before = answers(model, images)
+    with pytest.raises(ValueError, match="coins"):
+        model.switch_to(damaged)
+    assert model.model.class_name == "x"
+    assert_same(answers(model, images), before)
+    facts = {name: value for name, value in product.facts.items() if name != "origin"}
+    Product(product.tensors, facts, product.calibrated_with).save(tmp_path / "without.safetensors")
+    with pytest.raises(ValueError, match="does not tell origin"):
+        Product.load(tmp_path / "without.safetensors")
+
+
+@pytest.mark.parametrize("k_shot", [0, 1])
+def test_a_checkpoint_keeps_the_product(
+    products,
+    make_lightning_model: MakeModel,
+    sample_root: Path,
+    engine: Engine,
+    images: Tensor,
+    tmp_path: Path,
+    k_shot: int,
+) -> None:
+    source = sample_root / "brick" / "train" / "good" if k_shot else None
+    model = make_lightning_model(class_name="something", k_shot=k_shot, few_shot_source=source)
+    model.switch_to(Product.load(tmp_path / "coins.safetensors"))
+    engine.predict(model, data_path=sample_root / "coins/test/good")
+    engine.trainer.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = AprilGan.load_from_checkpoint(tmp_path / "model.ckpt")
+    loaded.prepare()
+    assert_same(answers(loaded, images), products["coins"])
+
+
+def test_a_model_in_half_precision_has_products_too(make_lightning_model: MakeModel) -> None:
+    model = make_lightning_model(class_name="coin")
+    model.prepare()
+    assert model.to(torch.bfloat16).product.class_name == "coin"
 
 
 def test_files_that_are_no_product(make_lightning_model: MakeModel, tmp_path: Path) -> None:
@@ -191,7 +241,17 @@ def test_the_first_references_make_a_few_shot_model(
     expected = make_lightning_model(class_name="gravel", k_shot=6, few_shot_source=good)
     expected.prepare()
     assert_same(answers(model, images), answers(expected, images))
-    assert isinstance(model.model.adapters, StageAdapters)
+    assert model.learning_type == LearningType.FEW_SHOT
+
+
+def test_added_references_leave_the_class_to_be_found(
+    make_lightning_model: MakeModel, sample_root: Path, engine: Engine
+) -> None:
+    model = make_lightning_model()
+    model.add_references(sample_root / "gravel" / "train" / "good")
+    engine.validate(model, datamodule=data(sample_root, "gravel"), verbose=False)
+    assert model.model.class_name == "gravel"
+    assert model.model.k_shot == 6
 
 
 def test_unreadable_references_change_nothing(
@@ -202,4 +262,6 @@ def test_unreadable_references_change_nothing(
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"broken\.png"):
         model.add_references(tmp_path)
+    with pytest.raises(ValueError, match=r"argument `source`.*does not exist"):
+        model.add_references(tmp_path / "nowhere")
     assert model.model.k_shot == 1

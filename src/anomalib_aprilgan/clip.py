@@ -74,6 +74,11 @@ class Clip(nn.Module):
         self.requires_grad_(requires_grad=False)
         self.train(mode=False)
 
+    @property
+    def has_text(self) -> bool:
+        """Whether there is a text tower; exported models have none."""
+        return not isinstance(self.towers, ImageTowerAlone)
+
     @torch.no_grad()
     def encode_image(self, images: Tensor, stages: Collection[int]) -> ImageFeatures:
         """Pass images through the tower once.
@@ -112,12 +117,12 @@ class Clip(nn.Module):
         Raises:
             RuntimeError: If there is no text tower.
         """
-        if isinstance(self.towers, ImageTowerAlone):
+        if not self.has_text:
             msg = (
                 "An exported model has no text tower and cannot read sentences of another class. Export it for that "
                 "class, or load a product file that was made for it."
             )
-            raise RuntimeError(msg)  # noqa: TRY004  # nothing is wrong with a type
+            raise RuntimeError(msg)
         device = self.towers.visual.conv1.weight.device
         with torch.inference_mode(mode=False), torch.no_grad(), torch.autocast(device.type, enabled=False):
             token_ids = self._tokenizer(list(sentences)).to(device)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import torch
 from anomalib.data import AnomalibDataModule
@@ -21,15 +21,13 @@ from torch import Tensor, nn
 
 from anomalib_aprilgan import __version__
 from anomalib_aprilgan.clip import copy_without_text
+from anomalib_aprilgan.preparation import ANY_CLASS, Preparable
 from anomalib_aprilgan.quiet import quietly
 from anomalib_aprilgan.torch_model import AprilGanModel
 
-__all__ = ["ANY_CLASS", "Exportable"]
+__all__ = ["Exportable"]
 
 logger = logging.getLogger(__name__)
-
-ANY_CLASS = "object"
-"""Class name of a model that was told none."""
 
 OPSET = 18
 """The ONNX operator set that torch writes without a conversion."""
@@ -43,30 +41,22 @@ CALIBRATED = (CompressionType.INT8_PTQ, CompressionType.INT8_ACQ)
 CLIP_FIELDS = ("backbone", "pretrained", "fingerprint", "quick_gelu")
 
 
-class Exportable(ExportMixin):
+class Exportable(ExportMixin, Preparable):
     """A model that can be exported, ready for use: with its class, its adapters and its references.
 
-    An exported graph takes float images in [0, 1] of any height and width, in batches of any size, resizes them as the
-    Engine does and returns normalised scores and maps, with labels and masks.
+    An exported graph takes float images in [0, 1] of any height and width, in batches of any size, and returns what the
+    Engine would: it resizes as the default pre-processor does, and normalises scores and maps.
     """
 
     model: AprilGanModel
-    pre_processor: nn.Module | None
-    post_processor: nn.Module | None
-
-    def ensure_prepared(self, datamodule: AnomalibDataModule | None = None) -> None:
-        """Set class, adapters and references, unless they are."""
-        raise NotImplementedError
-
-    def settle(self) -> None:
-        """Keep class, adapters and references from now on."""
-        raise NotImplementedError
+    evaluator: nn.Module | None
 
     @property
     def metadata(self) -> dict[str, str]:
         """What an exported file tells of itself; lists are in JSON.
 
-        Thresholds are of raw scores and maps. In normalised ones they lie at 0.5.
+        Thresholds are of raw scores and maps, where there are any. In normalised ones they lie at 0.5, unless the
+        post-processor's sensitivity is another.
         """
         model = self.model
         told: dict[str, Any] = {
@@ -82,7 +72,7 @@ class Exportable(ExportMixin):
         }
         for name in ("image_threshold", "pixel_threshold"):
             threshold = getattr(self.post_processor, f"_{name}", None)
-            if isinstance(threshold, Tensor):
+            if isinstance(threshold, Tensor) and not threshold.isnan():
                 told[name] = threshold.item()
         return {name: value if isinstance(value, str) else json.dumps(value) for name, value in told.items()}
 
@@ -101,7 +91,7 @@ class Exportable(ExportMixin):
             path = ExportMixin.to_torch(deployed, unfinished, model_file_name)
         return _folder(export_root, ExportType.TORCH) / path.name
 
-    def to_onnx(
+    def to_onnx(  # type: ignore[override]  # anomalib's, which is unlike Lightning's
         self,
         export_root: Path | str,
         model_file_name: str = "model",
@@ -124,7 +114,7 @@ class Exportable(ExportMixin):
         """
         _require("onnx", "onnxscript")
         deployed = self._deployed()
-        if input_size is None and self.pre_processor is None:  # nothing resizes images
+        if input_size is None and getattr(self.pre_processor, "transform", None) is None:  # nothing resizes images
             input_size = (self.model.image_size, self.model.image_size)
         options = {"opset_version": OPSET, "verbose": False, "external_data": _bytes(deployed.model) > LARGEST_FILE}
         with _replacing(export_root, ExportType.ONNX) as unfinished:
@@ -159,8 +149,10 @@ class Exportable(ExportMixin):
 
         Raises:
             ModuleNotFoundError: If packages of the extra ``export`` are missing.
-            ValueError: If there are no images to calibrate on.
+            ValueError: If the compression is unknown, or there are no images to calibrate on.
         """
+        if compression_type is not None:
+            compression_type = CompressionType(compression_type)
         is_8_bit = compression_type not in {None, CompressionType.FP16}
         _require("onnx", "onnxscript", "openvino", *(["nncf"] if is_8_bit else []))
         if compression_type in CALIBRATED and datamodule is None:
@@ -202,11 +194,17 @@ class Exportable(ExportMixin):
         return quantization.compress_weights(model)
 
     def _deployed(self, datamodule: AnomalibDataModule | None = None) -> "Exportable":
-        """Copy the model, prepared and for good, without its text tower; the rest of CLIP's weights are shared."""
+        """Copy the model, prepared and for good, without its text tower; the rest of CLIP's weights are shared.
+
+        Metrics stay behind too: they hold on to scores of what they have measured.
+        """
+        if not self.model.clip.has_text:
+            return self
         self.ensure_prepared(datamodule)
         if self.model.class_name == ANY_CLASS:
             logger.warning("The model is exported for the class %r. Pass `class_name` to tell what it is.", ANY_CLASS)
-        deployed = cast("Exportable", copy_without_text(cast("nn.Module", self), self.model.clip))
+        deployed = copy_without_text(self, self.model.clip)
+        deployed.evaluator = None
         deployed.settle()
         return deployed
 

@@ -3,9 +3,8 @@
 
 """APRIL-GAN as a model of anomalib: everything that Engine, command line and checkpoints need."""
 
-import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Literal, cast
 
 import torch
 from anomalib import LearningType
-from anomalib.data import AnomalibDataModule, AnomalibDataset, Batch, InferenceBatch, PredictDataset, Visa
+from anomalib.data import AnomalibDataModule, AnomalibDataset, Batch, InferenceBatch, PredictDataset
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Max
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
@@ -24,19 +23,13 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from anomalib_aprilgan.checkpoint_io import ExplainingCheckpointIO, check_checkpoint
-from anomalib_aprilgan.embedded import BACKBONE, TAG, suited_settings
-from anomalib_aprilgan.export import ANY_CLASS, Exportable
+from anomalib_aprilgan.embedded import suited_settings
+from anomalib_aprilgan.export import Exportable
 from anomalib_aprilgan.losses import adapter_loss
 from anomalib_aprilgan.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.pre_processing import AprilGanPreProcessor
-from anomalib_aprilgan.products import Product
-from anomalib_aprilgan.references import (
-    check_image_files,
-    draw,
-    files_in_source,
-    normal_training_files,
-    read_references,
-)
+from anomalib_aprilgan.products import Switchable
+from anomalib_aprilgan.references import check_image_files
 from anomalib_aprilgan.scoring import image_score
 from anomalib_aprilgan.seeding import apply_command_line_seed
 from anomalib_aprilgan.torch_model import CLIP_ITSELF, AprilGanModel
@@ -50,7 +43,7 @@ _RESTORING: ContextVar[bool] = ContextVar("restoring", default=False)
 """Set while a checkpoint is being loaded, whose adapters make those of the arguments needless."""
 
 
-class AprilGan(Exportable, AnomalibModule):  # type: ignore[misc]  # both of Lightning's and anomalib's to_onnx
+class AprilGan(Exportable, Switchable, AnomalibModule):
     """APRIL-GAN: zero- and few-shot anomaly detection with a frozen CLIP (arXiv 2305.17382).
 
     With adapters it is a zero-shot model, or with ``k_shot`` a few-shot one: ``Engine.test`` and ``Engine.predict``
@@ -139,8 +132,6 @@ class AprilGan(Exportable, AnomalibModule):  # type: ignore[misc]  # both of Lig
             prompts=prompts,
         )
         self._adapters_are_loaded = adapter != "auto"
-        self._is_restored = False
-        self._references_drawn_from: object = None
         self._evidence: list[tuple[Tensor, Tensor, Tensor | None]] = []  # probability, map maximum, label
 
     # ---- What anomalib asks -----------------------------------------------------------------------------------------
@@ -264,130 +255,6 @@ class AprilGan(Exportable, AnomalibModule):  # type: ignore[misc]  # both of Lig
             elif isinstance(dataset, PredictDataset):
                 check_image_files(dataset.image_filenames)
 
-    def prepare(self, datamodule: AnomalibDataModule | None = None) -> None:
-        """Set the class, load the adapters and draw the references, as far as that is still to be done.
-
-        It runs by itself before validation, test, prediction and export.
-
-        Args:
-            datamodule: Where class and references come from, unless arguments tell. ``None``: the trainer's, if any.
-
-        Raises:
-            ValueError: If there are too few references, or they cannot be read.
-            RuntimeError: If references are asked for and there is nowhere to draw them from, or if published adapters
-                cannot be downloaded.
-        """
-        datamodule = datamodule or self._datamodule
-        if not self._adapters_are_loaded:
-            self._load_published_adapters(datamodule)
-        if self.adapter is None and not self.model.trained_on:
-            logger.warning("The adapters are untrained. Pass `adapter`, a checkpoint, or train them first.")
-        class_name = self._find_class_name(datamodule)
-        if class_name != self.model.class_name:
-            logger.info("Class name: %s", class_name)
-            self.model.setup(class_name)
-            self._reset_calibration()
-        if self.k_shot:
-            self._draw_references(datamodule)
-        elif self.model.is_few_shot:
-            logger.warning("The checkpoint holds %d reference images; it stays few-shot.", self.model.k_shot)
-
-    def ensure_prepared(self, datamodule: AnomalibDataModule | None = None) -> None:
-        """Prepare the model, unless it is: what was set and calibrated stays, whatever the seed and datamodule are now.
-
-        Args:
-            datamodule: As for :meth:`prepare`.
-        """
-        has_class = self.model.class_name is not None and self.class_name in {None, self.model.class_name}
-        has_references = self.model.is_few_shot or not self.k_shot
-        if not (self._adapters_are_loaded and has_class and has_references):
-            self.prepare(datamodule)
-
-    def settle(self) -> None:
-        """Keep class, adapters and references as they are, whatever datamodules and the seed may say later."""
-        self._is_restored = True
-        self._adapters_are_loaded = True
-        self.class_name = self.model.class_name
-        self.k_shot = self.model.k_shot
-        self.few_shot_source = None
-
-    @property
-    def _datamodule(self) -> AnomalibDataModule | None:
-        trainer = getattr(self, "_trainer", None)
-        return getattr(trainer, "datamodule", None)
-
-    def _find_class_name(self, datamodule: AnomalibDataModule | None) -> str:
-        """Argument, else checkpoint, else the datamodule's category, else what was set before, else ``"object"``."""
-        category: str = getattr(datamodule, "category", None) or ""
-        if self.class_name is not None:
-            return self.class_name
-        if self._is_restored and self.model.class_name is not None:
-            if category and category != self.model.class_name:
-                logger.warning(
-                    "The checkpoint was made for class %r and stays with it, although the datamodule's category is %r. "
-                    "Pass class_name=%r to change it.",
-                    self.model.class_name,
-                    category,
-                    category,
-                )
-            return self.model.class_name
-        return category or self.model.class_name or ANY_CLASS
-
-    def _load_published_adapters(self, datamodule: AnomalibDataModule | None) -> None:
-        of_real_clip = "mvtec" if isinstance(datamodule, Visa) else "visa"
-        name = TAG if self.model.backbone == BACKBONE else of_real_clip
-        logger.info("Adapters: %r, which have not seen %s", name, getattr(datamodule, "name", "the images"))
-        self.model.load_adapters(name)
-        self._adapters_are_loaded = True
-
-    def _draw_references(self, datamodule: AnomalibDataModule | None) -> None:
-        if self._is_restored and self.model.is_few_shot:
-            if self.k_shot != self.model.k_shot or self.few_shot_source is not None:
-                logger.warning(
-                    "The checkpoint's %d reference images stay in use, whatever k_shot=%d and few_shot_source=%s ask "
-                    "for. Leave the checkpoint out, and pass it as `adapter`, to draw others.",
-                    self.model.k_shot,
-                    self.k_shot,
-                    self.few_shot_source,
-                )
-            return
-        seed = torch.initial_seed()  # what was set last, however many random numbers have been drawn since
-        if self.few_shot_source is not None:
-            drawn_from: object = (self.few_shot_source, seed)
-            if drawn_from == self._references_drawn_from:
-                return
-            files = files_in_source(self.few_shot_source)
-        elif datamodule is not None:
-            drawn_from = (datamodule, datamodule.category, seed)
-            if drawn_from == self._references_drawn_from:
-                return
-            if not hasattr(datamodule, "train_data"):
-                datamodule.setup()
-            files = normal_training_files(datamodule)
-        elif self.model.is_few_shot:
-            return
-        else:
-            msg = (
-                f"k_shot={self.k_shot} asks for reference images, but there is neither a datamodule with a training "
-                "split nor `few_shot_source`. Pass one of the two, or a checkpoint that holds references."
-            )
-            raise RuntimeError(msg)
-        chosen = draw(files, self.k_shot, seed)
-        logger.info("Reference images: %s", ", ".join(map(str, chosen)))
-        self.model.setup(reference_images=self._read_references(chosen))
-        self.model.reference_files = tuple(map(str, chosen))
-        self._references_drawn_from = drawn_from
-        self._reset_calibration()
-
-    def _read_references(self, files: Iterable[Path]) -> Tensor:
-        transform: Any = getattr(self.pre_processor, "transform", None) or nn.Identity()
-        return read_references(files, transform)
-
-    def _reset_calibration(self) -> None:
-        self.model.reset_calibration()
-        if isinstance(self.post_processor, AprilGanPostProcessor):
-            self.post_processor.reset_calibration(self.model.largest_map_value)
-
     # ---- Steps ------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch[Any], *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
@@ -471,71 +338,6 @@ class AprilGan(Exportable, AnomalibModule):  # type: ignore[misc]  # both of Lig
         nothing = self.model.map_range.new_zeros(1)
         return float(image_score(nothing, nothing, self.model.map_range)) if self.model.is_few_shot else 0.0
 
-    # ---- Products ----------------------------------------------------------------------------------------------------
-
-    @property
-    def product(self) -> Product:
-        """What the model knows of its product now: class, references and calibration, apart from later changes."""
-        self.ensure_prepared()
-        state = self.state_dict()
-        tensors = {name: state[name].detach().cpu().clone() for name in self._names_of_product(state)}
-        return Product(tensors, {**self.model.get_extra_state(), "adapters": self._adapters_digest()})
-
-    def switch_to(self, product: Product) -> None:
-        """Take up another product, without loading or encoding anything.
-
-        Args:
-            product: Made by a model with the same CLIP, adapters and stages.
-
-        Raises:
-            ValueError: If it was made by another model; nothing has changed then.
-        """
-        if not self._adapters_are_loaded:
-            self._load_published_adapters(self._datamodule)
-        self.model.refuse_foreign(product.facts, f"The product {product.class_name!r} does")
-        state = self.state_dict()
-        if product.facts["adapters"] != self._adapters_digest() or set(product.tensors) != self._names_of_product(
-            state
-        ):
-            msg = (
-                f"The product {product.class_name!r} was calibrated with other adapters or another post-processor than "
-                "the model's. Load the model that it was made with, or make the product anew."
-            )
-            raise ValueError(msg)
-        self.load_state_dict({**state, **product.tensors, "model._extra_state": dict(product.facts)})
-        self.settle()
-
-    def add_references(self, source: str | Path) -> None:
-        """Add reference images to the memory banks.
-
-        Thresholds and ranges stay as they were, unless these are the first references; validate again to renew them.
-
-        Args:
-            source: A folder, one image, or a text file that lists image paths.
-
-        Raises:
-            ValueError: If there are none, or they cannot be read.
-        """
-        self.ensure_prepared()
-        was_few_shot = self.model.is_few_shot
-        files = files_in_source(source)
-        self.model.add_references(self._read_references(files), files)
-        self.settle()
-        if not was_few_shot:
-            self._reset_calibration()
-
-    @staticmethod
-    def _names_of_product(state: dict[str, Any]) -> set[str]:
-        """Pick from a state dict what differs from product to product."""
-        prefixes = ("post_processor.", "model.text_features", "model.map_range", "model.memory_banks.")
-        return {name for name in state if name.startswith(prefixes)}
-
-    def _adapters_digest(self) -> str:
-        digest = hashlib.sha256()
-        for weight in self.model.adapters.state_dict().values():
-            digest.update(weight.detach().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
-
     # ---- Checkpoints and export -------------------------------------------------------------------------------------
 
     @classmethod
@@ -557,12 +359,7 @@ class AprilGan(Exportable, AnomalibModule):  # type: ignore[misc]  # both of Lig
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint's adapters, class, references and calibration stand in for those still to be set."""
         super().on_load_checkpoint(checkpoint)
-        self._is_restored = True
-        self._adapters_are_loaded = True
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave behind what belongs to this process alone: Lightning its trainer, and this the datamodule."""
-        return {**super().__getstate__(), "_references_drawn_from": None}
+        self._keeps_class = self._keeps_references = self._adapters_are_loaded = True
 
     def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:  # noqa: ANN401
         """Score float images of any size in [0, 1], shape ``(N, 3, h, w)``, as exported models do."""

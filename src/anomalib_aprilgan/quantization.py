@@ -82,8 +82,18 @@ def quantize_within(
         The quantized model.
 
     Raises:
-        ValueError: If the datamodule has no images.
+        ValueError: If ``max_drop`` is out of its range, or the datamodule has no images.
     """
+    if not 0 <= max_drop <= 1:
+        msg = f"Expected argument `max_drop` to be in [0, 1], but got {max_drop!r}."
+        raise ValueError(msg)
+    outputs_of_model = {output.any_name for output in model.outputs}
+    if metric is None and "pred_label" not in outputs_of_model:
+        msg = (
+            f"Expected argument `metric` to be one of {', '.join(sorted(outputs_of_model))}, but got None, which needs "
+            "labels. Pass a metric of these, or export a model with a post-processor."
+        )
+        raise ValueError(msg)
     measure = F1Score(fields=["pred_label", "gt_label"]) if metric is None else metric
     resize = EightBitResize(image_size)
 
@@ -101,6 +111,9 @@ def quantize_within(
 
     with quietly():
         calibration = _calibration(model, datamodule)
+        if not getattr(datamodule, "test_data", None):
+            msg = f"Expected argument `datamodule` to have labelled test images, but {datamodule.name} has none."
+            raise ValueError(msg)
         validation = nncf.Dataset(datamodule.test_data)
         return nncf.quantize_with_accuracy_control(
             model, calibration, validation, validate, max_drop=max_drop, **_transformer(model)

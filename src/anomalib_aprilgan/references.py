@@ -19,12 +19,13 @@ DEEP_MODES = ("I", "F")
 """PIL's modes of more than 8 bits begin with one of these; converted to RGB, they would turn white."""
 
 
-def files_in_source(source: str | Path) -> list[Path]:
+def files_in_source(source: str | Path, argument: str = "few_shot_source") -> list[Path]:
     """List the image files that a user points at.
 
     Args:
         source: A folder (searched with its subfolders), one image, or a text file with one path a line; empty lines and
             lines that begin with ``#`` are passed over, relative paths start from the text file's folder.
+        argument: What the source is called in messages.
 
     Returns:
         The files; those of a folder in alphabetical order.
@@ -38,28 +39,28 @@ def files_in_source(source: str | Path) -> list[Path]:
     elif source.is_file() and source.suffix.lower() in IMG_EXTENSIONS:
         files = [source]
     elif source.is_file():
-        files = _files_in_list(source)
+        files = _files_in_list(source, argument)
     else:
         msg = (
-            f"Expected argument `few_shot_source` to be a folder of images, an image, or a text file that lists image "
+            f"Expected argument `{argument}` to be a folder of images, an image, or a text file that lists image "
             f"paths, but {str(source)!r} does not exist."
         )
         raise ValueError(msg)
     if not files:
         msg = (
-            f"Expected argument `few_shot_source` to hold images ({', '.join(IMG_EXTENSIONS)}), but found none in "
+            f"Expected argument `{argument}` to hold images ({', '.join(IMG_EXTENSIONS)}), but found none in "
             f"{str(source)!r}."
         )
         raise ValueError(msg)
     return files
 
 
-def _files_in_list(source: Path) -> list[Path]:
+def _files_in_list(source: Path, argument: str) -> list[Path]:
     try:
         lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
         msg = (
-            f"Expected argument `few_shot_source` to be a folder, an image ({', '.join(IMG_EXTENSIONS)}) or a text "
+            f"Expected argument `{argument}` to be a folder, an image ({', '.join(IMG_EXTENSIONS)}) or a text "
             f"file that lists image paths, but {str(source)!r} is none of these."
         )
         raise ValueError(msg) from error
