@@ -238,7 +238,7 @@ def _bytes(module: nn.Module) -> int:
 def _annotate(path: Path, metadata: dict[str, str]) -> None:
     """Add metadata to an ONNX file, name its operations after the modules that they belong to, and drop the rest.
 
-    The rest is where in the source code each operation comes from, a quarter of a small file.
+    The rest is where in the source code each operation comes from, a fifth of a small file.
     """
     import onnx  # noqa: PLC0415  # of the extra
 
