@@ -3,7 +3,7 @@
 Export the model first:
     anomalib export --model AprilGan --model.class_name bolt --model.k_shot 4 --model.few_shot_source path/to/good \
         --export_type onnx --export_root exported
-A heatmap of each image is written beside it. Images may have any size.
+A heatmap of each image is written to the current folder. Images may have any size.
 """
 
 import sys
@@ -25,7 +25,7 @@ def main(model: str, *files: str) -> None:
         found = dict(zip(outputs, session.run(outputs, {"input": image.transpose(2, 0, 1)[None]}), strict=True))
         label = "abnormal" if found["pred_label"][0] else "normal"
         heatmap = Image.fromarray((found["anomaly_map"][0] * 255).astype(np.uint8))
-        heatmap.resize((image.shape[1], image.shape[0])).save(file.with_suffix(".heatmap.png"))
+        heatmap.resize((image.shape[1], image.shape[0])).save(f"{file.stem}.heatmap.png")
         print(f"{file}: score {found['pred_score'][0]:.3f}, {label}, {found['pred_mask'][0].mean():.1%} of it marked")
 
 

@@ -65,7 +65,7 @@ def test_run_onnx(
     without = "import sys; sys.modules.update(torch=None, anomalib=None, anomalib_aprilgan=None); import runpy; "
     script = f"{without}sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", script, EXAMPLES / "run_onnx.py", model, image]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
     assert output.startswith(f'class gravel, references ["{good}/')
     assert f"{image}: score 0." in output
     with Image.open(tmp_path / "stain.heatmap.png") as heatmap:
