@@ -132,7 +132,7 @@ def quality(folder: Path) -> None:
     from torchmetrics.functional.classification import binary_auroc
 
     from anomalib_aprilgan.demo.scenes import HELD_OUT_KINDS
-    from anomalib_aprilgan.pre_processing import EightBitResize
+    from anomalib_aprilgan.integration.pre_processing import EightBitResize
 
     data = sample_data(folder, HELD_OUT_KINDS, test=4)
     print("| | image AUROC | pixel AUROC | image, falls at most by | pixel, falls at most by |\n|---|---|---|---|---|")

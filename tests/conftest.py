@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import normalize
 
 from anomalib_aprilgan import AprilGan, AprilGanModel
 from anomalib_aprilgan.demo.sample_data import write_sample_data
-from anomalib_aprilgan.pre_processing import CLIP_MEAN, CLIP_STD
+from anomalib_aprilgan.integration.pre_processing import CLIP_MEAN, CLIP_STD
 
 GOLDEN = Path(__file__).parent / "golden"
 BACKBONE = "golden-vit"

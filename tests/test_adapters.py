@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from anomalib_aprilgan.adapters import AdapterOrigin, StageAdapters, read_adapters, write_adapters
+from anomalib_aprilgan.files.adapter_files import read_adapters, write_adapters
+from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
+from anomalib_aprilgan.method.adapters import StageAdapters
 
 ORIGIN = AdapterOrigin(
     backbone="ViT-B-16",

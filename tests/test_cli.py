@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anomalib_aprilgan.adapters import read_adapters
+from anomalib_aprilgan.files.adapter_files import read_adapters
 from anomalib_aprilgan.cli import main
 
 

@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from anomalib_aprilgan.clip import Clip
-from anomalib_aprilgan.prompts import prompt_ensemble
-from anomalib_aprilgan.scoring import average_states
-from anomalib_aprilgan.towers import resize_positional_embedding
+from anomalib_aprilgan.method.clip import Clip
+from anomalib_aprilgan.method.prompts import prompt_ensemble
+from anomalib_aprilgan.method.scoring import average_states
+from anomalib_aprilgan.method.towers import resize_positional_embedding
 
 BACKBONE = "golden-vit"
 SENTENCES = ["a photo of a cable.", "a jpeg corrupted photo of the pipe_fryum without damage.", "", "cable " * 100]

@@ -33,7 +33,7 @@ from anomalib_aprilgan.comparison.results import (
     results_file,
 )
 from anomalib_aprilgan.comparison.surroundings import refuse_unfit_surroundings
-from anomalib_aprilgan.towers import runs_batch_first
+from anomalib_aprilgan.method.towers import runs_batch_first
 
 APRILGAN = {"class_path": "AprilGan", "init_args": {"backbone": "ViT-demo"}}
 PATCHCORE = {

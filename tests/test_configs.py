@@ -118,9 +118,9 @@ def test_questions_of_the_paper(name: str, models: int, sample_root: Path, tmp_p
     for model in config["models"].values():
         arguments = model.setdefault("init_args", {})
         arguments["backbone"] = "ViT-demo"
-        arguments["map_stages"] = (
-            [4 + stage // 6 for stage in arguments["map_stages"]] if "map_stages" in arguments else None
-        )
+        method = arguments.get("method", {})
+        if "map_stages" in method:
+            method["map_stages"] = [4 + stage // 6 for stage in method["map_stages"]]
     config |= {"shots": config["shots"][:1], "seeds": [0], "output": str(tmp_path / "output")}
     config |= {"categories": ["gravel"], "trainer": {"accelerator": "cpu"}}
     config["data"]["init_args"] |= {"root": str(sample_root), "num_workers": 0}

@@ -11,8 +11,8 @@ from torchvision.transforms.v2 import Resize
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from anomalib_aprilgan import AuxiliaryDataModule
-from anomalib_aprilgan.auxiliary_dataset import AuxiliaryBatch, mosaic
-from anomalib_aprilgan.pre_processing import EightBitResize
+from anomalib_aprilgan.integration.auxiliary_dataset import AuxiliaryBatch, mosaic
+from anomalib_aprilgan.integration.pre_processing import EightBitResize
 
 NAMES = ("brick", "coins", "gravel")
 DEFECTS = ("scratch", "stain", "wrong_texture")

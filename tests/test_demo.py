@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalib_aprilgan.adapters import read_adapters
+from anomalib_aprilgan.files.adapter_files import read_adapters
 from anomalib_aprilgan.cli import main
 from anomalib_aprilgan.demo import demonstration
 from anomalib_aprilgan.demo.findings import Example, Findings, Prediction

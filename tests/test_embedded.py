@@ -1,6 +1,5 @@
 """The CLIP that comes with the package: at hand without network, and an ordinary one for open_clip."""
 
-import inspect
 from pathlib import Path
 
 import open_clip
@@ -11,32 +10,40 @@ from anomalib.data import MVTecAD
 from anomalib.engine import Engine
 
 import anomalib_aprilgan
-from anomalib_aprilgan import AprilGan, AprilGanModel, embedded
+from anomalib_aprilgan import AprilGan, AprilGanModel
 from anomalib_aprilgan.demo.scenes import AUXILIARY_KINDS, HELD_OUT_KINDS, KINDS
-from anomalib_aprilgan.embedded import (
+from anomalib_aprilgan.files import embedded
+from anomalib_aprilgan.files.embedded import (
     BACKBONE,
-    DEFAULTS,
     IMAGE_SIZE,
     LAYERS,
     REFERENCE_LAYERS,
     TAG,
     WEIGHTS,
-    suited_settings,
 )
-from anomalib_aprilgan.towers import build_towers, tokenizer_of
+from anomalib_aprilgan.method.architecture import Architecture
+from anomalib_aprilgan.method.towers import build_towers, tokenizer_of
 
 
-@pytest.mark.parametrize("model", [AprilGan, AprilGanModel])
-def test_the_defaults_are_those_of_the_models(model: type) -> None:
-    parameters = inspect.signature(model).parameters
-    assert tuple(parameters[name].default for name in DEFAULTS._fields) == DEFAULTS
+def test_arguments_that_are_given_are_used_and_only_the_others_get_defaults() -> None:
+    assert Architecture.of(BACKBONE) == Architecture(BACKBONE, TAG, IMAGE_SIZE, LAYERS, REFERENCE_LAYERS, False)
+    given = Architecture.of(BACKBONE, None, 64, (1, 8), (3,), True)
+    assert given == Architecture(BACKBONE, None, 64, (1, 8), (3,), True)
+    assert Architecture.of() == Architecture("ViT-L-14-336", "openai", 518, (6, 12, 18, 24), (6, 12, 18, 24), False)
+    assert Architecture.of("ViT-B-16") == Architecture("ViT-B-16", "openai", 224, (3, 6, 9, 12), (3, 6, 9, 12), False)
 
 
-def test_its_own_settings_stand_in_for_defaults_alone() -> None:
-    assert suited_settings(BACKBONE, *DEFAULTS) == (TAG, IMAGE_SIZE, LAYERS, REFERENCE_LAYERS)
-    assert suited_settings(BACKBONE, "openai", 518, [6, 12, 18, 24], None)[:3] == (TAG, IMAGE_SIZE, LAYERS)
-    assert suited_settings(BACKBONE, None, 64, (1, 8), (3,)) == (None, 64, (1, 8), (3,))
-    assert suited_settings("ViT-B-16", *DEFAULTS) == DEFAULTS
+def test_a_value_that_is_another_backbones_default_is_used_too() -> None:
+    """518 px and "openai" are the defaults of ViT-L-14-336; with ViT-demo both are arguments like any other."""
+    model = AprilGan(BACKBONE, image_size=520)
+    assert model.model.image_size == 520
+    assert model.input_size == (520, 520)
+    with pytest.raises(ValueError, match=r"`image_size` to be a multiple of the patch size 8.*518"):
+        AprilGan(BACKBONE, image_size=518)
+    with pytest.raises(ValueError, match=r"`pretrained` to be a tag .* ViT-demo \(demo\).*'openai'"):
+        AprilGan(BACKBONE, pretrained="openai")
+    with pytest.raises(ValueError, match=r"`layers` to hold blocks from 1 to 8"):
+        AprilGan(BACKBONE, layers=(6, 12, 18, 24))
 
 
 def test_it_works_at_once(sample_root: Path, tmp_path: Path) -> None:

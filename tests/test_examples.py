@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from anomalib_aprilgan import AprilGan, lightning_model
-from anomalib_aprilgan.adapters import read_adapters
+from anomalib_aprilgan.files.adapter_files import read_adapters
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from anomalib_aprilgan.losses import adapter_loss, dice_loss, focal_loss
+from anomalib_aprilgan.method.losses import adapter_loss, dice_loss, focal_loss
 
 
 def random_maps(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

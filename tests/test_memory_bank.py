@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics.pairwise import cosine_similarity
 
-from anomalib_aprilgan.memory_bank import MemoryBank
+from anomalib_aprilgan.method.memory_bank import MemoryBank
 
 
 def random_tokens(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -59,7 +59,7 @@ def test_permuting_the_bank_changes_nothing():
 def test_chunks_change_nothing(monkeypatch, chunk):
     queries, references = random_tokens(2, 20, 6), random_tokens(3, 4, 6, seed=1)
     expected = filled_bank(references)(queries)
-    monkeypatch.setattr(MemoryBank, "CHUNK", chunk)
+    monkeypatch.setattr("anomalib_aprilgan.method.memory_bank.CHUNK", chunk)
     torch.testing.assert_close(filled_bank(references)(queries), expected, atol=1e-6, rtol=0)
 
 

@@ -148,7 +148,7 @@ sys.meta_path.insert(0, Block())
 
 @pytest.mark.parametrize(
     "missing",
-    [["anomalib_aprilgan"], ["anomalib_aprilgan.clip", "anomalib_aprilgan.datamodule"]],
+    [["anomalib_aprilgan"], ["anomalib_aprilgan.method.clip", "anomalib_aprilgan.datamodule"]],
 )
 def test_a_broken_package_breaks_neither_torch_nor_anomalib(missing: list[str]) -> None:
     code = BLOCK.format(names=missing) + "import torch, anomalib.models\nprint(anomalib.models.Patchcore.__name__)"

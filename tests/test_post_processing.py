@@ -10,7 +10,7 @@ import torch
 from anomalib.data import InferenceBatch
 from anomalib.post_processing import PostProcessor
 
-from anomalib_aprilgan.post_processing import MARGIN, AprilGanPostProcessor
+from anomalib_aprilgan.integration.post_processing import MARGIN, AprilGanPostProcessor
 
 NAN = math.nan
 

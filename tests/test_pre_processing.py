@@ -10,7 +10,7 @@ from anomalib.pre_processing import PreProcessor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
 
-from anomalib_aprilgan.pre_processing import CLIP_MEAN, CLIP_STD, AprilGanPreProcessor, EightBitResize
+from anomalib_aprilgan.integration.pre_processing import CLIP_MEAN, CLIP_STD, AprilGanPreProcessor, EightBitResize
 
 
 def random_bytes(*shape: int, seed: int = 0) -> torch.Tensor:

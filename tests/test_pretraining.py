@@ -10,16 +10,17 @@ from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
 from anomalib_aprilgan import AprilGanModel
-from anomalib_aprilgan.adapters import StageAdapters, read_adapters
+from anomalib_aprilgan.files.adapter_files import read_adapters
+from anomalib_aprilgan.method.adapters import StageAdapters
 from anomalib_aprilgan.cli import main
-from anomalib_aprilgan.clip import encode_image
+from anomalib_aprilgan.method.clip import encode_image
 from anomalib_aprilgan.demo import pretraining
 from anomalib_aprilgan.demo.pairs import Batch, Pairs, captions, draw_pairs, words_of_captions
 from anomalib_aprilgan.demo.pretraining import losses
 from anomalib_aprilgan.demo.scenes import HELD_OUT_KINDS, INVENTIONS
-from anomalib_aprilgan.embedded import BACKBONE, IMAGE_SIZE, LAYERS
-from anomalib_aprilgan.prompts import prompt_ensemble
-from anomalib_aprilgan.towers import build_towers, tokenizer_of
+from anomalib_aprilgan.files.embedded import BACKBONE, IMAGE_SIZE, LAYERS
+from anomalib_aprilgan.method.prompts import prompt_ensemble
+from anomalib_aprilgan.method.towers import build_towers, tokenizer_of
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@
 """One loaded model, many products."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from lightning import seed_everything
 from torch import Tensor
 
 from anomalib_aprilgan import AprilGan, Product
-from anomalib_aprilgan.clip import Clip
+from anomalib_aprilgan.method.clip import Clip
+from anomalib_aprilgan.method.options import MethodOptions
 
 MakeModel = Callable[..., AprilGan]
 
@@ -127,9 +129,9 @@ def test_products_of_other_models_are_refused(
         (make_lightning_model(reference_layers=(1,), class_name="x"), "reference_layers"),
         (make_lightning_model(image_size=32, class_name="x"), "image_size 64 against the model's 32"),
         (make_lightning_model(quick_gelu=True, class_name="x", adapter=None), "quick_gelu"),
-        (make_lightning_model(class_name="x", post_processor=PostProcessor()), "another post-processor"),
+        (make_lightning_model(class_name="x", post_processor=PostProcessor()), "post_processor 'AprilGanPostProcessor' against 'PostProcessor'"),
         (make_lightning_model(class_name="x", adapter=None), r"another model than this one: adapters '\w+' against"),
-        (make_lightning_model(class_name="x", map_stages=(2,)), r"map_stages \[2, 4\] against \[2\]"),
+        (make_lightning_model(class_name="x", method=MethodOptions(map_stages=(2,))), r"map_stages \[2, 4\] against \[2\]"),
     ):
         before = answers(other, images)
         with pytest.raises(ValueError, match=message):
@@ -148,7 +150,7 @@ def test_a_damaged_product_changes_nothing(
     products, make_lightning_model: MakeModel, images: Tensor, tmp_path: Path
 ) -> None:
     product = Product.load(tmp_path / "coins.safetensors")
-    damaged = Product({**product.tensors, "model.map_range": torch.zeros(3)}, product.facts, product.calibrated_with)
+    damaged = replace(product, tensors={**product.tensors, "model.state.map_range": torch.zeros(3)})
     model = make_lightning_model(class_name="x")
     before = answers(model, images)
     with pytest.raises(ValueError, match="coins"):
@@ -156,8 +158,8 @@ def test_a_damaged_product_changes_nothing(
     assert model.model.class_name == "x"
     assert_same(answers(model, images), before)
     facts = {name: value for name, value in product.facts.items() if name != "origin"}
-    Product(product.tensors, facts, product.calibrated_with).save(tmp_path / "without.safetensors")
-    with pytest.raises(ValueError, match="does not tell origin"):
+    replace(product, facts=facts).save(tmp_path / "without.safetensors")
+    with pytest.raises(ValueError, match="lacks origin"):
         Product.load(tmp_path / "without.safetensors")
 
 

@@ -7,7 +7,7 @@ import hashlib
 
 import pytest
 
-from anomalib_aprilgan.prompts import ABNORMAL_STATES, NORMAL_STATES, TEMPLATES, prompt_ensemble
+from anomalib_aprilgan.method.prompts import ABNORMAL_STATES, NORMAL_STATES, TEMPLATES, prompt_ensemble
 
 DIGESTS = {
     "normal": (245, "c6f43eb8527ef1320129d67986aecbdf9497a61db185bca60c96b9b70175d241"),

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from anomalib_aprilgan import published
-from anomalib_aprilgan.adapters import AdapterOrigin
-from anomalib_aprilgan.published import MIRROR_VARIABLE, PUBLISHED, PublishedAdapters, fetch
+from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
+from anomalib_aprilgan.files.published import MIRROR_VARIABLE, PUBLISHED, PublishedAdapters, fetch
 
 
 @dataclass

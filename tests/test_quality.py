@@ -16,8 +16,8 @@ from torchmetrics.functional.classification import binary_auroc
 from anomalib_aprilgan import AprilGanModel
 from anomalib_aprilgan.demo.defects import DEFECTS
 from anomalib_aprilgan.demo.scenes import HELD_OUT_KINDS, Pixels, render, render_pair
-from anomalib_aprilgan.embedded import BACKBONE, IMAGE_SIZE, LAYERS
-from anomalib_aprilgan.pre_processing import AprilGanPreProcessor
+from anomalib_aprilgan.files.embedded import BACKBONE, IMAGE_SIZE, LAYERS
+from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
 
 LOOK = 2026
 SIZE = 128
@@ -78,9 +78,9 @@ def measure(categories: dict[str, Category]) -> Measure:
         for kind, (references, images, labels, masks) in categories.items():
             model.setup(kind, references[:k_shot] if k_shot else None)
             with torch.inference_mode():
-                evidence = model.weigh(images)
-                model.calibrate(evidence.map_max.min(), evidence.map_max.max())
-                scores, maps = model.image_score(evidence), evidence.anomaly_map
+                raw = model.predict_raw(images, model.state.tensors())
+                model.calibrate(raw.map_max.min(), raw.map_max.max())
+                scores, maps = model.image_score(raw, model.state.tensors()), raw.anomaly_map
                 if stage is not None:
                     maps = model.stage_maps(images, model.text_features)[LAYERS.index(stage)][:, 1]
             qualities.append([binary_auroc(scores, labels), binary_auroc(maps.flatten(), masks.flatten())])

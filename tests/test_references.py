@@ -14,8 +14,8 @@ from anomalib.data import MVTecAD
 from PIL import Image
 from torchvision.transforms.v2 import Identity
 
-from anomalib_aprilgan.pre_processing import AprilGanPreProcessor
-from anomalib_aprilgan.references import (
+from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
+from anomalib_aprilgan.integration.references import (
     check_image_files,
     draw,
     files_in_source,

@@ -6,8 +6,8 @@
 import pytest
 import torch
 
-from anomalib_aprilgan.pre_processing import AprilGanPreProcessor
-from anomalib_aprilgan.resizing import resize_by_matrices, resize_by_pil
+from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
+from anomalib_aprilgan.integration.resizing import resize_by_matrices, resize_by_pil
 
 # First channel of a tall image, resized by PIL 10.1 and, alike, by 12.0. PIL 13 resizes such an image height first.
 TALL = [

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from anomalib_aprilgan.scoring import (
+from anomalib_aprilgan.method.scoring import (
     TEMPERATURE,
     abnormal_probability,
     average_states,

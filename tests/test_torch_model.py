@@ -5,6 +5,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from anomalib.data import InferenceBatch
 from torch import Tensor
 
 from anomalib_aprilgan import AprilGanModel
-from anomalib_aprilgan.losses import adapter_loss
-from anomalib_aprilgan.scoring import image_score
+from anomalib_aprilgan.method.losses import adapter_loss
+from anomalib_aprilgan.method.options import MethodOptions
+from anomalib_aprilgan.method.scoring import RawPrediction, image_score
 
 Make = Callable[..., AprilGanModel]
 
@@ -32,9 +34,13 @@ def random_features(seed: int = 0) -> Tensor:
 
 def set_class(model: AprilGanModel, features: Tensor) -> AprilGanModel:
     """Set the text features by hand, which takes less time than encoding a prompt ensemble."""
-    model._text_feature_cache["something"] = features
+    model._text._computed["something"] = features
     model.setup("something")
     return model
+
+
+def raw_prediction(model: AprilGanModel, images: Tensor) -> RawPrediction:
+    return model.predict_raw(images, model.state.tensors())
 
 
 def assert_same_prediction(found: InferenceBatch, expected: InferenceBatch, atol: float = 0) -> None:
@@ -73,16 +79,16 @@ def test_the_zero_shot_prediction_is_the_authors(golden, zero_shot):
 
 def test_the_few_shot_prediction_is_the_authors(golden, few_shot):
     images = golden["inputs"][golden["test"]]
-    evidence = few_shot.weigh(images)
+    raw = few_shot.predict_raw(images, few_shot.state.tensors())
     divisor = len(golden["layers"])
-    found = evidence.anomaly_map[:, ::2, ::2] * divisor
+    found = raw.anomaly_map[:, ::2, ::2] * divisor
     torch.testing.assert_close(found, golden["zero_map"] + golden["few_map"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(evidence.map_max * divisor, golden["map_max"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(raw.map_max * divisor, golden["map_max"], atol=1e-4, rtol=0)
 
-    few_shot.calibrate(evidence.map_max.min(), evidence.map_max.max())
+    few_shot.calibrate(raw.map_max.min(), raw.map_max.max())
     prediction = few_shot(images)
     torch.testing.assert_close(prediction.pred_score, golden["few_score"].float(), atol=2e-4, rtol=0)
-    torch.testing.assert_close(prediction.anomaly_map, evidence.anomaly_map)
+    torch.testing.assert_close(prediction.anomaly_map, raw.anomaly_map)
 
 
 def test_six_training_steps_are_the_authors(golden, make_model):
@@ -138,11 +144,11 @@ def test_shapes_and_ranges(make_model, number, image_size, with_references):
 
 def test_a_reference_image_is_at_no_distance_from_itself(make_model):
     model, images = set_class(make_model(), random_features()), random_images()
-    without = model.weigh(images).anomaly_map
+    without = raw_prediction(model, images).anomaly_map
     model.setup(reference_images=images)
-    torch.testing.assert_close(model.weigh(images).anomaly_map, without, atol=1e-5, rtol=0)
+    torch.testing.assert_close(raw_prediction(model, images).anomaly_map, without, atol=1e-5, rtol=0)
     model.setup(reference_images=random_images(seed=1))
-    assert (model.weigh(images).anomaly_map - without).max() > 0.01
+    assert (raw_prediction(model, images).anomaly_map - without).max() > 0.01
 
 
 def test_without_reference_layers_the_layers_are_used(make_model):
@@ -158,15 +164,15 @@ def test_without_reference_layers_the_layers_are_used(make_model):
 def test_any_number_of_reference_layers(make_model, reference_layers, largest):
     """The distances are summed over the reference stages, then divided by the number of stages with adapters."""
     model, images = set_class(make_model(reference_layers=reference_layers), random_features()), random_images()
-    zero_shot_map = model.weigh(images).anomaly_map
+    zero_shot_map = raw_prediction(model, images).anomaly_map
     model.setup(reference_images=random_images(seed=1))
     assert model.largest_map_value == largest
     total = torch.zeros(2, 96, 96)
     for layer in reference_layers:
         single = set_class(make_model(reference_layers=(layer,)), random_features())
         single.setup(reference_images=random_images(seed=1))
-        total += single.weigh(images).anomaly_map - zero_shot_map
-    torch.testing.assert_close(model.weigh(images).anomaly_map - zero_shot_map, total, atol=1e-5, rtol=0)
+        total += raw_prediction(single, images).anomaly_map - zero_shot_map
+    torch.testing.assert_close(raw_prediction(model, images).anomaly_map - zero_shot_map, total, atol=1e-5, rtol=0)
 
 
 def test_each_stage_has_its_own_adapter(make_model):
@@ -307,8 +313,8 @@ def test_new_references_take_back_the_calibration(make_model):
 def test_the_few_shot_score_is_defined_without_calibration(make_model):
     model = set_class(make_model(), random_features())
     model.setup(reference_images=random_images(seed=1))
-    evidence, prediction = model.weigh(random_images()), model(random_images())
-    torch.testing.assert_close(prediction.pred_score, 0.5 * (evidence.probability + evidence.map_max / 3))
+    raw, prediction = raw_prediction(model, random_images()), model(random_images())
+    torch.testing.assert_close(prediction.pred_score, 0.5 * (raw.probability + raw.map_max / 3))
 
 
 def test_calibration_changes_nothing_but_the_few_shot_score(make_model):
@@ -319,9 +325,9 @@ def test_calibration_changes_nothing_but_the_few_shot_score(make_model):
     model.setup(reference_images=random_images(seed=1))
     before = model(random_images())
     model.calibrate(0.4, 0.5)
-    after, evidence = model(random_images()), model.weigh(random_images())
+    after, raw = model(random_images()), raw_prediction(model, random_images())
     assert torch.equal(after.anomaly_map, before.anomaly_map)
-    expected = image_score(evidence.probability, evidence.map_max, torch.tensor([0.4, 0.5]))
+    expected = image_score(raw.probability, raw.map_max, torch.tensor([0.4, 0.5]))
     torch.testing.assert_close(after.pred_score, expected)
 
 
@@ -420,7 +426,7 @@ def test_stages_may_come_in_any_sequence(make_model, stages):
 
 def test_saved_adapters_fit_the_same_model(make_model, golden, tmp_path):
     model = make_model()
-    model.trained_on = ("MVTecAD/cable",)
+    model.mark_trained(("MVTecAD/cable",))
     path = model.save_adapters(tmp_path / "adapters.safetensors")
     restored = make_model(adapter=path, image_size=64)
     assert restored.trained_on == ("MVTecAD/cable",)
@@ -471,6 +477,11 @@ def test_refused_adapters_leave_the_old_ones(make_model, official_adapter):
 # ---- State --------------------------------------------------------------------------------------------------------
 
 
+def name_references(model: AprilGanModel, files: tuple[str, ...]) -> None:
+    references = replace(model.state.record.references, files=files)
+    model.state.replace(replace(model.state.record, references=references))
+
+
 def through_a_file(model: AprilGanModel, folder: Path) -> dict[str, Any]:
     torch.save(model.state_dict(), folder / "model.pt")
     return torch.load(folder / "model.pt", weights_only=True)
@@ -479,10 +490,10 @@ def through_a_file(model: AprilGanModel, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["zero-shot", "few-shot", "calibrated"])
 def test_what_is_saved_and_loaded_predicts_the_same(make_model, tmp_path, kind):
     model = set_class(make_model(), random_features())
-    model.trained_on = ("Visa/pcb1",)
+    model.mark_trained(("Visa/pcb1",))
     if kind != "zero-shot":
         model.setup(reference_images=random_images(3, seed=1))
-        model.reference_files = ("a.png", "b.png", "c.png")
+        name_references(model, ("a.png", "b.png", "c.png"))
     if kind == "calibrated":
         model.calibrate(0.3, 0.6)
     state = through_a_file(model, tmp_path)
@@ -506,11 +517,11 @@ def test_a_state_dict_holds_no_clip(make_model, tmp_path):
     model = set_class(make_model(), random_features())
     state = through_a_file(model, tmp_path)
     assert set(state) == {
-        "text_features",
-        "map_range",
+        "state.text_features",
+        "state.map_range",
         "_extra_state",
         *(f"adapters.fc.{number}.{name}" for number in (0, 1) for name in ("weight", "bias")),
-        *(f"memory_banks.{number}.tokens" for number in (0, 1)),
+        *(f"state.memory_banks.{number}.tokens" for number in (0, 1)),
     }
 
 
@@ -557,7 +568,7 @@ def test_a_zero_shot_state_fits_another_image_size(make_model, tmp_path):
 def test_memory_banks_of_another_image_size_are_refused(make_model, tmp_path, files):
     model = set_class(make_model(), random_features())
     model.setup(reference_images=random_images(3))
-    model.reference_files = files
+    name_references(model, files)
     with pytest.raises(ValueError, match="image_size 96 against the model's 64"):
         make_model(image_size=64).load_state_dict(through_a_file(model, tmp_path))
 
@@ -579,7 +590,7 @@ def test_the_map_is_the_mean_of_the_chosen_stages(make_model: Callable[..., Apri
     every.setup("bottle")
     stages = every.stage_maps(images, every.text_features)
     for number, stage in enumerate(every.layers):
-        alone = make_model(map_stages=(stage,))
+        alone = make_model(method=MethodOptions(map_stages=(stage,)))
         alone.setup("bottle")
         assert torch.allclose(alone(images).anomaly_map, stages[number][:, 1], atol=1e-6)
         assert torch.allclose(alone(images).pred_score, every(images).pred_score)
@@ -587,7 +598,7 @@ def test_the_map_is_the_mean_of_the_chosen_stages(make_model: Callable[..., Apri
 
 def test_memory_banks_alone_are_what_they_add(make_model: Callable[..., AprilGanModel], golden: dict) -> None:
     images, references = golden["inputs"][:2], golden["inputs"][-3:]
-    zero_shot, few_shot, alone = make_model(), make_model(), make_model(map_stages=())
+    zero_shot, few_shot, alone = make_model(), make_model(), make_model(method=MethodOptions(map_stages=()))
     zero_shot.setup("bottle")
     few_shot.setup("bottle", references)
     alone.setup("bottle")
@@ -600,7 +611,7 @@ def test_memory_banks_alone_are_what_they_add(make_model: Callable[..., AprilGan
 
 
 def test_single_prompts_are_one_sentence_per_state(make_model: Callable[..., AprilGanModel]) -> None:
-    model = make_model(prompts="single")
+    model = make_model(method=MethodOptions(prompts="single"))
     model.setup("bottle")
     sentences = ["a photo of a flawless bottle.", "a photo of a damaged bottle."]
     expected = torch.nn.functional.normalize(model.clip.encode_text(sentences), dim=-1)
@@ -614,7 +625,7 @@ def test_clip_itself_in_the_adapters_place(
     make_model: Callable[..., AprilGanModel], golden: dict, tmp_path: Path
 ) -> None:
     """The last stage's tokens then lie where open_clip puts them."""
-    model = make_model(adapter="clip", layers=(4,), reference_layers=(4,))
+    model = make_model(adapter=None, method=MethodOptions(projection="clip"), layers=(4,), reference_layers=(4,))
     images = golden["inputs"][:2]
     model.setup("bottle")
     visual = model.clip.towers.visual
@@ -624,13 +635,13 @@ def test_clip_itself_in_the_adapters_place(
     logits = 100 * tokens @ model.text_features.T
     assert torch.allclose(model(images).anomaly_map[:, 0, 0], logits[:, 0].softmax(dim=-1)[:, 1], atol=1e-5)
     assert not list(model.adapters.parameters())
-    with pytest.raises(RuntimeError, match="adapter='clip'"):
+    with pytest.raises(RuntimeError, match="projection='clip'"):
         model.save_adapters(tmp_path / "none.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("argument", "value"), [("map_stages", (3,)), ("map_stages", (2, 2)), ("map_stages", "2"), ("prompts", "many")]
+    ("argument", "value"), [("map_stages", (3,)), ("map_stages", (2, 2)), ("map_stages", "2"), ("prompts", "many"), ("projection", "none")]
 )
 def test_bad_choices_are_explained(make_model: Callable[..., AprilGanModel], argument: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"`{argument}`"):
-        make_model(**{argument: value})
+        make_model(method=MethodOptions(**{argument: value}))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from anomalib_aprilgan.datamodule import AuxiliaryDataModule
     from anomalib_aprilgan.lightning_model import AprilGan
-    from anomalib_aprilgan.products import Product
+    from anomalib_aprilgan.export.products import Product
     from anomalib_aprilgan.torch_model import AprilGanModel
 
 __all__ = ["AprilGan", "AprilGanModel", "AuxiliaryDataModule", "Product", "__version__"]
@@ -23,7 +23,7 @@ _MODULES = {
     "AprilGan": "anomalib_aprilgan.lightning_model",
     "AprilGanModel": "anomalib_aprilgan.torch_model",
     "AuxiliaryDataModule": "anomalib_aprilgan.datamodule",
-    "Product": "anomalib_aprilgan.products",
+    "Product": "anomalib_aprilgan.export.products",
 }
 
 

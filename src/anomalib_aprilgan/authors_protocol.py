@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torchmetrics import Metric
 
-from anomalib_aprilgan.pre_processing import EightBitResize
+from anomalib_aprilgan.integration.pre_processing import EightBitResize
 
 __all__ = ["AuthorsPRO", "AuthorsProtocol", "authors_masks"]
 

@@ -77,7 +77,7 @@ def fetch(name: Literal["visa", "mvtec"]) -> None:
     Args:
         name: Data set that they were trained on.
     """
-    from anomalib_aprilgan.published import fetch as fetch_published  # noqa: PLC0415
+    from anomalib_aprilgan.files.published import fetch as fetch_published  # noqa: PLC0415
 
     print(fetch_published(name))  # noqa: T201
 
@@ -89,7 +89,7 @@ def extract(source: str, output: str) -> None:
         source: Checkpoint of a training, or an adapter file.
         output: File to write; its suffix must be .safetensors.
     """
-    from anomalib_aprilgan.adapters import read_adapters, write_adapters  # noqa: PLC0415
+    from anomalib_aprilgan.files.adapter_files import read_adapters, write_adapters  # noqa: PLC0415
 
     weights, origin = read_adapters(source)
     print(write_adapters(output, weights, origin))  # noqa: T201

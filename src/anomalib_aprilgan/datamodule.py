@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
-from anomalib_aprilgan.auxiliary_dataset import AuxiliaryDataset, AuxiliaryItem, Category, EpochSampler
+from anomalib_aprilgan.integration.auxiliary_dataset import AuxiliaryDataset, AuxiliaryItem, Category, EpochSampler
 
 __all__ = ["AuxiliaryDataModule", "category_names"]
 

@@ -1,79 +1,86 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""APRIL-GAN as a model of anomalib: everything that Engine, command line and checkpoints need."""
+"""APRIL-GAN as a model of anomalib: the hooks that Engine, command line and checkpoints call."""
 
+import copy
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from anomalib import LearningType
-from anomalib.data import AnomalibDataModule, AnomalibDataset, Batch, InferenceBatch, PredictDataset
+from anomalib.data import AnomalibDataModule, Batch, InferenceBatch
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Max
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS, STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from anomalib_aprilgan.checkpoint_io import ExplainingCheckpointIO, check_checkpoint
-from anomalib_aprilgan.embedded import suited_settings
-from anomalib_aprilgan.export import Exportable
-from anomalib_aprilgan.losses import adapter_loss
-from anomalib_aprilgan.post_processing import AprilGanPostProcessor
-from anomalib_aprilgan.pre_processing import AprilGanPreProcessor
-from anomalib_aprilgan.products import Switchable
-from anomalib_aprilgan.references import check_image_files
-from anomalib_aprilgan.scoring import image_score
-from anomalib_aprilgan.seeding import apply_command_line_seed
-from anomalib_aprilgan.torch_model import CLIP_ITSELF, AprilGanModel
+from anomalib_aprilgan.datamodule import AuxiliaryDataModule
+from anomalib_aprilgan.export.export import Exportable
+from anomalib_aprilgan.export.products import Product, take_up
+from anomalib_aprilgan.integration import checkpoints, preparation, runs
+from anomalib_aprilgan.integration.callbacks import model_callbacks
+from anomalib_aprilgan.integration.calibration import MapRange
+from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
+from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
+from anomalib_aprilgan.integration.references import check_image_files, files_in_source
+from anomalib_aprilgan.integration.setup import AUTO_ADAPTER, Arguments
+from anomalib_aprilgan.method.architecture import AUTO, Architecture
+from anomalib_aprilgan.method.losses import adapter_loss
+from anomalib_aprilgan.method.options import MethodOptions
+from anomalib_aprilgan.method.scoring import image_score
+from anomalib_aprilgan.method.setup import Setup
+from anomalib_aprilgan.torch_model import AprilGanModel
 from anomalib_aprilgan_plugin import load_plugins
 
 __all__ = ["AprilGan"]
 
 logger = logging.getLogger(__name__)
 
-_RESTORING: ContextVar[bool] = ContextVar("restoring", default=False)
-"""Set while a checkpoint is being loaded, whose adapters make those of the arguments needless."""
 
-
-class AprilGan(Exportable, Switchable, AnomalibModule):
+class AprilGan(Exportable, AnomalibModule):
     """APRIL-GAN: zero- and few-shot anomaly detection with a frozen CLIP (arXiv 2305.17382).
 
     With adapters it is a zero-shot model, or with ``k_shot`` a few-shot one: ``Engine.test`` and ``Engine.predict``
     work at once, ``Engine.fit`` only collects thresholds. With ``adapter=None``, ``Engine.fit`` trains adapters on an
     ``AuxiliaryDataModule``.
 
+    An argument that is given comes first, then a checkpoint, then the datamodule, then the default.
+
     Args:
         backbone: Name of an open_clip architecture with a standard ViT, also one added with
-            ``open_clip.add_model_config``. ``"ViT-demo"`` is the small one that comes with this package; the defaults
-            of the next arguments suit ViT-L-14-336, and with ViT-demo its own settings stand in for them.
-        pretrained: Tag of open_clip, path of a CLIP state dict, or ``None`` for random weights.
-        image_size: Height and width of the images in pixels; a multiple of the patch size.
-        layers: Stages that get an adapter: blocks of the image tower, counted from 1, in rising order.
-        reference_layers: Stages that are kept in memory banks. ``None``: the same as ``layers`` (with ViT-demo: all).
-        quick_gelu: Run CLIP with QuickGELU. The published adapters belong to GELU.
-        adapter: ``"auto"`` for the published adapters that have not seen the tested data (those trained on MVTec AD for
-            a ``Visa`` datamodule, else those trained on VisA; with ViT-demo, its own), ``"visa"``, ``"mvtec"``,
-            ``"demo"``, the path of an adapter file or of a checkpoint, or ``None`` to train adapters. ``"clip"``: no
-            adapters, but CLIP's own final norm and projection.
-        class_name: Name of the object or surface. ``None``: the datamodule's category, or ``"object"``.
-        k_shot: Number of normal reference images; 0 is zero-shot. They are drawn without replacement, by the seed of
-            ``seed_everything``.
-        few_shot_source: Where to draw from: a folder, one image, or a text file that lists image paths. ``None``: the
+            ``open_clip.add_model_config``, or ``"ViT-demo"``, the small CLIP in this package. Default: that of the
+            checkpoint, else ``"ViT-L-14-336"``.
+        pretrained: Tag of open_clip, path of a CLIP state dict, or ``None`` for random weights. ``"auto"``: those of
+            the checkpoint, else OpenAI's, or with ViT-demo its own.
+        image_size: Height and width of the images in pixels; a multiple of the patch size. Default: that of the
+            checkpoint, else 518 for ViT-L-14-336, else the size that the backbone was made for.
+        layers: Stages that get an adapter: blocks of the image tower, counted from 1, in rising order. Default: those
+            of the checkpoint, else four evenly spaced ones, for ViT-L-14-336 the paper's (6, 12, 18, 24).
+        reference_layers: Stages that are kept in memory banks. Default: those of the checkpoint, else the same as
+            ``layers`` (with ViT-demo: all).
+        quick_gelu: Run CLIP with QuickGELU. The published adapters belong to GELU. Default: as the checkpoint, else no.
+        adapter: ``"visa"``, ``"mvtec"``, ``"demo"``, the path of an adapter file or of a checkpoint, or ``None`` to
+            train adapters. ``"auto"``: those of the checkpoint, else the published ones that were not trained on the
+            tested data (``"mvtec"`` for a ``Visa`` datamodule, else ``"visa"``; with ViT-demo, its own).
+        class_name: Name of the object or surface. Default: that of the checkpoint, else the datamodule's category, else
+            ``"object"``.
+        k_shot: Number of normal reference images; 0 is zero-shot. They are drawn without replacement; the seed of
+            ``seed_everything`` decides which, else a fixed one. Default: as the checkpoint, else 0.
+        few_shot_source: Where to draw from: a folder, one image, or a text file that lists image paths. Default: the
             normal images of the datamodule's training split.
-        learning_rate: Of Adam, for the adapters.
-        map_stages: Those of ``layers`` whose zero-shot maps are summed. ``None``: all; ``()``: memory banks alone.
-        prompts: ``"ensemble"``, or ``"single"`` for one sentence per state.
+        learning_rate: Learning rate of Adam, for the adapters.
+        method: Switches for ablation studies. Default: those of the checkpoint, else the paper's method.
         pre_processor: anomalib's component; ``True`` for the default (8-bit resizing, CLIP's normalisation).
         post_processor: anomalib's component; ``True`` for the default.
-        evaluator: anomalib's component; ``True`` for the default (the paper's seven metrics).
+        evaluator: anomalib's component; ``True`` for the default (the paper's seven metrics). No part of checkpoints.
         visualizer: anomalib's component; ``True`` for the default.
 
     Raises:
@@ -88,51 +95,103 @@ class AprilGan(Exportable, Switchable, AnomalibModule):
 
     def __init__(
         self,
-        backbone: str = "ViT-L-14-336",
-        pretrained: str | Path | None = "openai",
-        image_size: int = 518,
-        layers: tuple[int, ...] = (6, 12, 18, 24),
+        backbone: str | None = None,
+        pretrained: str | Path | None = AUTO,
+        image_size: int | None = None,
+        layers: tuple[int, ...] | None = None,
         reference_layers: tuple[int, ...] | None = None,
-        quick_gelu: bool = False,
-        adapter: str | Path | None = "auto",
+        quick_gelu: bool | None = None,
+        adapter: str | Path | None = AUTO_ADAPTER,
         class_name: str | None = None,
-        k_shot: int = 0,
+        k_shot: int | None = None,
         few_shot_source: str | Path | None = None,
         learning_rate: float = 1e-3,
-        map_stages: tuple[int, ...] | None = None,
-        prompts: Literal["ensemble", "single"] = "ensemble",
+        method: MethodOptions | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        _check_arguments(class_name, k_shot, few_shot_source, learning_rate)
-        # Known before the components are made, which depend on them.
-        self.adapter = adapter
-        self.k_shot = k_shot
-        suited = suited_settings(backbone, pretrained, image_size, layers, reference_layers)
+        if not isinstance(learning_rate, float | int) or not 0 < learning_rate < float("inf"):
+            msg = f"Expected argument `learning_rate` to be positive, such as 0.001, but got {learning_rate!r}."
+            raise ValueError(msg)
+        architecture: dict[str, Any] = {
+            "backbone": backbone,
+            "image_size": image_size,
+            "layers": layers,
+            "reference_layers": reference_layers,
+            "quick_gelu": quick_gelu,
+        }
+        architecture = {name: value for name, value in architecture.items() if value is not None}
+        architecture |= {} if pretrained == AUTO else {"pretrained": pretrained}
+        default_size = Architecture.of(**architecture).image_size
         super().__init__(
-            pre_processor=AprilGanPreProcessor(suited.image_size) if pre_processor is True else pre_processor,
+            pre_processor=AprilGanPreProcessor(default_size) if pre_processor is True else pre_processor,
             post_processor=post_processor,
             evaluator=evaluator,
             visualizer=visualizer,
         )
+        components = {"pre_processor": pre_processor, "post_processor": post_processor, "visualizer": visualizer}
+        self._given_components = frozenset(name for name, value in components.items() if value is not True)
+        self._given_architecture = architecture | ({} if method is None else {"method": method})
+        self.adapter = None if adapter is None else str(adapter)
         self.class_name = class_name
+        self.k_shot = k_shot
         self.few_shot_source = None if few_shot_source is None else Path(few_shot_source)
         self.learning_rate = learning_rate
-        self.model: AprilGanModel = AprilGanModel(
-            backbone=backbone,
-            pretrained=pretrained,
-            image_size=image_size,
-            layers=layers,
-            reference_layers=reference_layers,
-            quick_gelu=quick_gelu,
-            adapter=None if adapter == "auto" or (_RESTORING.get() and adapter != CLIP_ITSELF) else adapter,
-            map_stages=map_stages,
-            prompts=prompts,
-        )
-        self._adapters_are_loaded = adapter != "auto"
-        self._evidence: list[tuple[Tensor, Tensor, Tensor | None]] = []  # probability, map maximum, label
+        self._arguments()  # checks them
+        self._collected = MapRange()
+        self.model: AprilGanModel
+        if backbone is not None:  # else a checkpoint may bring another one; made on first use
+            self._make_model()
+
+    # ---- The plain model --------------------------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        """Make the plain model when it is used for the first time."""
+        if name == "model" and "_given_architecture" in self.__dict__ and "model" not in self._modules:
+            self._make_model()
+        return super().__getattr__(name)
+
+    def _make_model(self, saved: dict[str, Any] | None = None) -> None:
+        """Make the plain model, unless there is one with the same architecture.
+
+        Args:
+            saved: Architecture of a checkpoint, which given arguments override.
+        """
+        given = self._given_architecture
+        use_saved = saved is not None and given.get("backbone", saved["backbone"]) == saved["backbone"]
+        wanted = {**(saved if saved and use_saved else {}), **given}
+        method = wanted.pop("method", None) or MethodOptions()
+        made = self._modules.get("model")
+        if isinstance(made, AprilGanModel) and (made.architecture, made.method) == (Architecture.of(**wanted), method):
+            return
+        adapter = self.adapter if saved is None and self.adapter != AUTO_ADAPTER else None
+        model = AprilGanModel(**wanted, method=method, adapter=adapter)
+        self.model = model.to(device=self.device, dtype=self.dtype)
+        if isinstance(self.pre_processor, AprilGanPreProcessor) and "pre_processor" not in self._given_components:
+            self.pre_processor.resize_to(model.image_size)
+
+    @property
+    def setup_record(self) -> Setup:
+        """What the model is set up for: class, adapters, reference images, options of the post-processor."""
+        config = getattr(self.post_processor, "checkpoint_config", dict)
+        return preparation.with_options(self.model.state.record, config())
+
+    @property
+    def reference_files(self) -> tuple[str, ...]:
+        """Paths of the reference images in the memory banks."""
+        return self.model.reference_files
+
+    @property
+    def _is_few_shot(self) -> bool:
+        made = self._modules.get("model")
+        return bool(made.is_few_shot) if self.k_shot is None and isinstance(made, AprilGanModel) else bool(self.k_shot)
+
+    def _arguments(self) -> Arguments:
+        """Return what was asked for, also by attributes that were set later."""
+        source = None if self.few_shot_source is None else str(self.few_shot_source)
+        return Arguments(self.class_name, None if self.adapter is None else str(self.adapter), self.k_shot, source)
 
     # ---- What anomalib asks -----------------------------------------------------------------------------------------
 
@@ -141,17 +200,12 @@ class AprilGan(Exportable, Switchable, AnomalibModule):
         """Zero-shot or few-shot; with ``adapter=None`` a model that is trained, for which anomalib has one type."""
         if self.adapter is None:
             return LearningType.ONE_CLASS
-        return LearningType.FEW_SHOT if self.k_shot else LearningType.ZERO_SHOT
+        return LearningType.FEW_SHOT if self._is_few_shot else LearningType.ZERO_SHOT
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
         """No sanity check before training: there is nothing in the adapters to check yet."""
         return {"num_sanity_val_steps": 0}
-
-    @property
-    def reference_files(self) -> tuple[str, ...]:
-        """The files that the memory banks were filled from."""
-        return self.model.reference_files
 
     @classmethod
     def configure_pre_processor(cls, image_size: tuple[int, int] | None = None) -> PreProcessor:
@@ -178,10 +232,16 @@ class AprilGan(Exportable, Switchable, AnomalibModule):
         """Make the default evaluator: the paper's seven metrics, with anomalib's classes."""
         image: dict[str, Any] = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
         pixel: dict[str, Any] = {"fields": ["anomaly_map", "gt_mask"], "prefix": "pixel_", "strict": False}
+        # AUROC at the places that it has in anomalib's default: else Lightning refuses to run both with one Engine.
         return Evaluator(
             test_metrics=[
-                *(metric(**image) for metric in (AUROC, F1Max, AUPR)),
-                *(metric(**pixel) for metric in (AUROC, F1Max, AUPR, AUPRO)),
+                AUROC(**image),
+                F1Max(**image),
+                AUROC(**pixel),
+                F1Max(**pixel),
+                AUPR(**image),
+                AUPR(**pixel),
+                AUPRO(**pixel),
             ],
         )
 
@@ -191,71 +251,166 @@ class AprilGan(Exportable, Switchable, AnomalibModule):
             return None
         return Adam(self.model.adapters.parameters(), lr=self.learning_rate, betas=(0.5, 0.999))
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the components as callbacks."""
+        return model_callbacks(self, cast("list[Callback]", super().configure_callbacks()))
+
     def val_dataloader(self) -> EVAL_DATALOADERS:
         """No images: without validation data there is nothing to calibrate on, and nothing fails."""
         return []
 
-    # ---- Before a stage ---------------------------------------------------------------------------------------------
+    # ---- Setup ------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Explain bad checkpoints, apply the command line's seed, and let a datamodule do without validation data.
+        """Refuse a training that would train nothing; let datamodules do without a validation split."""
+        datamodule = runs.datamodule_of(self.trainer)
+        if stage == TrainerFn.VALIDATING and isinstance(datamodule, AuxiliaryDataModule) and self.adapter is not None:
+            msg = (
+                f"Expected argument `adapter` to be None for an AuxiliaryDataModule, whose images train adapters, but "
+                f"got {self.adapter!r}. Pass adapter=None to train. To test adapters, or to collect thresholds, use the "
+                "datamodule of your own images."
+            )
+            raise ValueError(msg)
+        if stage == TrainerFn.VALIDATING and runs.lacks_validation_split(datamodule):
+            runs.use_own_dataloader(self.trainer, self)
+        seed = runs.command_line_seed(self.trainer)
+        if stage == TrainerFn.FITTING and seed is not None and self.adapter is None and not self.model.trained_on:
+            self.model.reset_adapters(seed)  # they were made before the command line's seed was known
 
-        The seed is also applied to fresh adapters, which were made before it could be known.
+    def prepare(self, datamodule: AnomalibDataModule | None = None) -> None:
+        """Set the class, load the adapters and draw the reference images, where that changes anything.
+
+        It is called before validation, test, prediction and export. If anything changes, the calibration is reset.
+
+        Args:
+            datamodule: Where class and references come from if arguments and checkpoint do not say. ``None``: that of
+                the present run, if any.
+
+        Raises:
+            ValueError: If there are too few references, or they cannot be read.
+            RuntimeError: If references are asked for and there is nothing to draw them from, or if published adapters
+                cannot be downloaded.
         """
-        ExplainingCheckpointIO.install(self.trainer)
-        datamodule = self._datamodule
-        if datamodule is not None and stage == "validate" and _lacks_validation_data(datamodule):
-            vars(datamodule)["val_dataloader"] = self.val_dataloader  # anomalib's own would fail; see teardown
-        if apply_command_line_seed(self.trainer) and stage == "fit" and not self.model.trained_on:
-            self.model.reset_adapters()
+        trainer, record = self._running_trainer, self.model.state.record
+        may_draw = self.k_shot != record.references.k_shot or record.references.origin in {"default", "datamodule"}
+        data = runs.describe(
+            datamodule or runs.datamodule_of(trainer),
+            with_files=bool(self.k_shot) and self.few_shot_source is None and may_draw,
+        )
+        seed = runs.seed_of(trainer)
+        with self.model.state.locked():  # other threads wait, and find the model prepared
+            if preparation.prepare(self.model, self._arguments(), data, seed, self.pre_processor):
+                self._reset_calibration()
 
-    def teardown(self, stage: str) -> None:
-        """Give the datamodule back as it was."""
-        if stage == "validate" and self._datamodule is not None:
-            vars(self._datamodule).pop("val_dataloader", None)
+    def ensure_prepared(self, datamodule: AnomalibDataModule | None = None) -> None:
+        """Prepare what is missing. What is set up stays, whatever the datamodule is.
+
+        Args:
+            datamodule: As for :meth:`prepare`; it is not used if class and references are set up.
+        """
+        is_prepared = self.model.class_name is not None and (self.model.is_few_shot or not self.k_shot)
+        self.prepare(None if is_prepared else datamodule)
+
+    def ensure_adapters(self) -> None:
+        """Load the adapters that arguments ask for, if they are not in use."""
+        if preparation.ensure_adapters(self.model, self._arguments()):
+            self._reset_calibration()
+
+    def _reset_calibration(self) -> None:
+        post_processor = self.post_processor
+        if isinstance(post_processor, AprilGanPostProcessor):
+            if post_processor.is_calibrated:
+                logger.warning("The setup has changed: thresholds and ranges are reset. Validate again to renew them.")
+            post_processor.reset_calibration(self.model.largest_map_value)
+        self.model.reset_calibration()
+
+    @property
+    def _running_trainer(self) -> Trainer | None:
+        """The trainer of the present run; one whose run has ended says nothing about the present."""
+        trainer: Trainer | None = getattr(self, "_trainer", None)
+        return trainer if trainer is not None and trainer.state.status == TrainerStatus.RUNNING else None
+
+    # ---- Products ---------------------------------------------------------------------------------------------------
+
+    @property
+    def product(self) -> Product:
+        """A copy of what the model knows of its product: class, references, calibration."""
+        self.ensure_prepared()
+        return Product.of(self)
+
+    def switch_to(self, product: Product) -> None:
+        """Use another product, without loading or encoding anything. It replaces class, references and calibration.
+
+        Args:
+            product: Made by a model with the same CLIP, adapters and stages.
+
+        Raises:
+            ValueError: If it was made by another model; nothing has changed then.
+            RuntimeError: If an Engine is running the model.
+        """
+        self._refuse_while_running("switch_to")
+        take_up(self, product)
+        self.class_name, self.k_shot, self.few_shot_source = None, None, None
+
+    def add_references(self, source: str | Path) -> None:
+        """Add reference images to the memory banks. They stay, whatever datamodule comes later.
+
+        Thresholds and ranges stay, unless these are the first references; validate again to renew them.
+
+        Args:
+            source: A folder, one image, or a text file that lists image paths.
+
+        Raises:
+            ValueError: If there are none, or they cannot be read.
+            RuntimeError: If an Engine is running the model.
+        """
+        self._refuse_while_running("add_references")
+        self.ensure_prepared()
+        files = files_in_source(source, argument="source")
+        images = preparation.read_images(list(map(str, files)), self.pre_processor)
+        if self.model.add_references(images, files):
+            self._reset_calibration()
+
+    def _refuse_while_running(self, call: str) -> None:
+        if self._running_trainer is not None:
+            msg = f"An Engine is running the model. Call `{call}` before or after the run, not during it."
+            raise RuntimeError(msg)
+
+    # ---- Stages -----------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Look at all files before the first step, and note what the adapters see."""
-        self._check_files(self.trainer.train_dataloader)
-        datamodule = self._datamodule
-        seen = getattr(datamodule, "trained_on", None)
-        if seen is None:
-            seen = () if datamodule is None else (f"{datamodule.name}/{datamodule.category}".rstrip("/"),)
+        """Check all files before the first step, and record what the adapters are trained on."""
+        check_image_files(runs.image_files(self.trainer.train_dataloader))
+        datamodule = runs.datamodule_of(self.trainer)
+        seen: tuple[str, ...] = getattr(datamodule, "trained_on", ())
+        if not isinstance(datamodule, AuxiliaryDataModule):
+            seen = () if datamodule is None else (str(runs.describe(datamodule)),)
             logger.warning(
-                "The adapters are being trained on %s, whose training images are normal. They learn from abnormal "
-                "images with masks: wrap the datamodule in an AuxiliaryDataModule.",
-                "/".join(seen) or "a dataloader",
+                "The adapters are trained on %s, whose training images are normal. They learn from abnormal images "
+                "with masks: wrap the datamodule in an AuxiliaryDataModule.",
+                ", ".join(seen) or "a dataloader",
             )
-        self.model.trained_on = tuple(seen)
+        elif datamodule.validation is not None:
+            preparation.warn_of_overlap(seen, runs.describe(datamodule.validation))
+        self.model.mark_trained(seen)
 
     def on_validation_start(self) -> None:
-        """Set class, adapters and references, unless this is validation in between training epochs."""
-        self._evidence = []
+        """Prepare the model and check all files, unless this is validation between training epochs."""
+        self._collected.clear()
         if self.trainer.state.fn != TrainerFn.FITTING:
-            self.prepare()
-            self._check_files(self.trainer.val_dataloaders)
+            self._prepare_for(self.trainer.val_dataloaders)
 
     def on_test_start(self) -> None:
-        """Set class, adapters and references; look at all files before the first is scored."""
-        self.prepare()
-        self._check_files(self.trainer.test_dataloaders)
+        """Prepare the model; check all files before the first is scored."""
+        self._prepare_for(self.trainer.test_dataloaders)
 
     def on_predict_start(self) -> None:
-        """Set class, adapters and references; look at all files before the first is scored."""
+        """Prepare the model; check all files before the first is scored."""
+        self._prepare_for(self.trainer.predict_dataloaders)
+
+    def _prepare_for(self, loaders: object) -> None:
         self.prepare()
-        self._check_files(self.trainer.predict_dataloaders)
-
-    @staticmethod
-    def _check_files(loaders: object) -> None:
-        """Check the image files of anomalib's datasets."""
-        for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
-            dataset = getattr(loader, "dataset", None)
-            if isinstance(dataset, AnomalibDataset):
-                check_image_files(dataset.samples.image_path)
-            elif isinstance(dataset, PredictDataset):
-                check_image_files(dataset.image_filenames)
-
-    # ---- Steps ------------------------------------------------------------------------------------------------------
+        check_image_files(runs.image_files(loaders))
 
     def training_step(self, batch: Batch[Any], *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
         """Compute the loss of the adapters.
@@ -276,13 +431,17 @@ class AprilGan(Exportable, Switchable, AnomalibModule):
             msg = "Expected training images with masks, but got none. Train on an AuxiliaryDataModule with masks."
             raise ValueError(msg)
         images = cast("Tensor", batch.image)
-        stages = self.model.stage_maps(images, self._text_features(batch))
+        text_features = self._text_features(batch)
+        if text_features is None:
+            self.prepare()
+            text_features = self.model.text_features
+        stages = self.model.stage_maps(images, text_features)
         loss = adapter_loss(stages, batch.gt_mask.as_subclass(Tensor))
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(images), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch[Any], *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
-        """Score a batch, and keep what few-shot scores are made of until the whole set has been seen."""
+        """Score a batch. Few-shot, raw predictions are kept until the end, when the scores become final."""
         del args, kwargs
         return self._score(batch, keep=self.model.is_few_shot)
 
@@ -297,48 +456,51 @@ class AprilGan(Exportable, Switchable, AnomalibModule):
         return self._score(batch)
 
     def _score(self, batch: Batch[Any], *, keep: bool = False) -> STEP_OUTPUT:
+        tensors = self.model.state.tensors()
         with torch.no_grad():
-            evidence = self.model.weigh(cast("Tensor", batch.image), self._text_features(batch))
+            raw = self.model.predict_raw(cast("Tensor", batch.image), tensors, self._text_features(batch))
             if keep:
-                self._evidence.append((evidence.probability, evidence.map_max, batch.gt_label))
-            scores = self.model.image_score(evidence)
-        predictions = InferenceBatch(pred_score=scores, anomaly_map=evidence.anomaly_map)
+                self._collected.add(raw, batch.gt_label)
+            predictions = InferenceBatch(self.model.image_score(raw, tensors), anomaly_map=raw.anomaly_map)
         return cast("STEP_OUTPUT", batch.update(**predictions._asdict()))
 
-    def _text_features(self, batch: Batch[Any]) -> Tensor:
-        """Each image's own text features, where it brings a class name; else those of the model's class."""
+    def _text_features(self, batch: Batch[Any]) -> Tensor | None:
+        """Each image's own text features, if the batch has class names."""
         class_names = getattr(batch, "class_name", None)
-        if class_names:
-            return self.model.encode_classes(class_names)
-        if self.model.class_name is None:
-            self.model.setup(self._find_class_name(self._datamodule))
-        return self.model.text_features
+        return self.model.encode_classes(class_names) if class_names else None
 
     def calibrate(self) -> tuple[Tensor, Tensor | None] | None:
-        """Fix what few-shot map maxima are scaled by: their range over the validation set just seen (section 3.3).
+        """Set the range of few-shot map maxima, at the end of a validation (section 3.3).
 
         :class:`AprilGanPostProcessor` calls it before it computes the threshold.
 
         Returns:
             The final scores and labels of this process's validation images; ``None`` for a zero-shot model.
         """
-        if not self._evidence:
-            return None
-        probability = torch.cat([probability for probability, _, _ in self._evidence])
-        map_max = torch.cat([map_max for _, map_max, _ in self._evidence])
-        labels = [label for _, _, label in self._evidence if label is not None]
-        self._evidence = []
-        bounds = torch.as_tensor(self.all_gather(torch.stack([map_max.min(), map_max.max()]))).reshape(-1, 2)
-        self.model.calibrate(bounds[:, 0].min(), bounds[:, 1].max())
-        return image_score(probability, map_max, self.model.map_range), torch.cat(labels) if labels else None
+        return self._collected.calibrate(self.model, cast("Any", self.all_gather))
 
     @property
     def smallest_score(self) -> float:
-        """The smallest raw image score that there can be: of an image without probability and an empty map."""
-        nothing = self.model.map_range.new_zeros(1)
-        return float(image_score(nothing, nothing, self.model.map_range)) if self.model.is_few_shot else 0.0
+        """The smallest raw image score that is possible: with a probability of 0 and an empty map."""
+        zero = self.model.map_range.new_zeros(1)
+        return float(image_score(zero, zero, self.model.map_range)) if self.model.is_few_shot else 0.0
 
-    # ---- Checkpoints and export -------------------------------------------------------------------------------------
+    def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:  # noqa: ANN401
+        """Score float images of any size in [0, 1], shape ``(N, 3, h, w)``, as exported models do.
+
+        Several threads may call it while others call :meth:`switch_to` or :meth:`add_references`: each call uses one
+        setup from beginning to end.
+        """
+        self.ensure_prepared()
+        if torch.compiler.is_compiling():  # exported graphs hold one setup
+            return super().forward(batch, *args, **kwargs)
+        with self.model.state.locked():
+            tensors, post_processor = self.model.state.tensors(), _snapshot(self.post_processor)
+        images = self.pre_processor(batch) if self.pre_processor else batch
+        prediction = self.model(images, tensors)
+        return post_processor(prediction) if post_processor else prediction
+
+    # ---- Checkpoints ------------------------------------------------------------------------------------------------
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -347,64 +509,50 @@ class AprilGan(Exportable, Switchable, AnomalibModule):
         *args: Any,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> "AprilGan":
-        """Load a model from a checkpoint, as anomalib does. CLIP's weights are not in it and must be at hand.
+        """Load a model from a checkpoint. CLIP's weights are not in it and must be at hand.
+
+        Args:
+            checkpoint_path: The checkpoint.
+            *args: anomalib's further arguments.
+            **kwargs: anomalib's further arguments, and arguments of this class, which come before the checkpoint's.
 
         Raises:
             ValueError: If the checkpoint is damaged, would run code, or belongs to another model.
         """
-        check_checkpoint(checkpoint_path)
-        with _restoring():
-            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)  # type: ignore[return-value]
+        checkpoints.check_checkpoint(checkpoint_path)
+        model = cast("AprilGan", super().load_from_checkpoint(checkpoint_path, *args, **kwargs))
+        model.ensure_adapters()
+        return model
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the setup with the state; leave out metrics, and arguments, which the setup makes needless."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["hyper_parameters"] = {"learning_rate": self.learning_rate}
+        checkpoints.write_components(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the checkpoint's adapters, class, references and calibration stand in for those still to be set."""
-        super().on_load_checkpoint(checkpoint)
-        self._keeps_class = self._keeps_references = self._adapters_are_loaded = True
+        """Take from the checkpoint what no argument says: the architecture, and options of the components."""
+        if self._running_trainer is not None and self._running_trainer.ckpt_path is None:
+            checkpoints.discard(checkpoint, self)
+            return
+        self._make_model(checkpoints.saved_architecture(checkpoints.saved_state(checkpoint)))
+        super().on_load_checkpoint(checkpoints.components_to_restore(checkpoint, self, self._given_components))
+        datamodule = runs.datamodule_of(self._running_trainer)
+        if datamodule is not None:  # its workers resize images as the pre-processor does
+            datamodule.setup(self.trainer.state.fn)
 
-    def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:  # noqa: ANN401
-        """Score float images of any size in [0, 1], shape ``(N, 3, h, w)``, as exported models do."""
-        self.ensure_prepared()
-        return super().forward(batch, *args, **kwargs)
-
-
-def _lacks_validation_data(datamodule: AnomalibDataModule) -> bool:
-    """Whether a datamodule of anomalib has no validation split, but would be asked for it and fail."""
-    is_stock = type(datamodule).val_dataloader is AnomalibDataModule.val_dataloader
-    return is_stock and not hasattr(datamodule, "val_data")
-
-
-@contextmanager
-def _restoring() -> Iterator[None]:
-    token = _RESTORING.set(True)
-    try:
-        yield
-    finally:
-        _RESTORING.reset(token)
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401
+        """Load a state. Metrics are no part of it; of another post-processor, what both have in common is taken."""
+        return super().load_state_dict(checkpoints.fitted_state(state_dict, self), strict, assign)
 
 
-def _check_arguments(class_name: object, k_shot: object, few_shot_source: object, learning_rate: object) -> None:
-    """Check what the plain model does not."""
-    if class_name is not None and (not isinstance(class_name, str) or not class_name.strip()):
-        msg = (
-            f"Expected argument `class_name` to be a non-empty name such as 'bottle', or None for the datamodule's "
-            f"category, but got {class_name!r}."
-        )
-        raise ValueError(msg)
-    if not isinstance(k_shot, int) or isinstance(k_shot, bool) or k_shot < 0:
-        msg = (
-            f"Expected argument `k_shot` to be 0 (zero-shot) or a number of reference images such as 4, but "
-            f"got {k_shot!r}."
-        )
-        raise ValueError(msg)
-    if few_shot_source is not None and not k_shot:
-        msg = (
-            f"Expected argument `k_shot` to say how many reference images to draw from few_shot_source="
-            f"{str(few_shot_source)!r}, but got 0. Pass k_shot, or leave few_shot_source out for zero-shot."
-        )
-        raise ValueError(msg)
-    if not isinstance(learning_rate, float | int) or not 0 < learning_rate < float("inf"):
-        msg = f"Expected argument `learning_rate` to be positive, such as 0.001, but got {learning_rate!r}."
-        raise ValueError(msg)
+def _snapshot(module: nn.Module | None) -> nn.Module | None:
+    """Copy a module together with its buffers, which may be replaced in the meantime; all else is shared."""
+    if module is None:
+        return None
+    snapshot = copy.copy(module)
+    snapshot._buffers = {name: None if value is None else value.clone() for name, value in module._buffers.items()}  # noqa: SLF001
+    return snapshot
 
 
 load_plugins()  # for a program that imports this module before anomalib's models, which are then waiting for it

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from PIL import Image
 
 from anomalib_aprilgan.comparison.grid import Run
-from anomalib_aprilgan.references import draw, normal_training_files
+from anomalib_aprilgan.integration.references import draw, normal_training_files
 
 __all__ = ["ExampleWriter", "References", "Stopwatch"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from anomalib_aprilgan.towers import runs_batch_first
+from anomalib_aprilgan.method.towers import runs_batch_first
 
 __all__ = ["describe_surroundings", "peak_memory_mb", "refuse_unfit_surroundings", "reset_peak_memory"]
 

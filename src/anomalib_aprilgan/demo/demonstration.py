@@ -19,7 +19,7 @@ from anomalib_aprilgan.demo.findings import Example, Findings
 from anomalib_aprilgan.demo.page import write_page
 from anomalib_aprilgan.demo.sample_data import write_sample_data
 from anomalib_aprilgan.demo.scenes import AUXILIARY_DEFECTS, AUXILIARY_KINDS, HELD_OUT_KINDS
-from anomalib_aprilgan.quiet import quietly
+from anomalib_aprilgan.integration.quiet import quietly
 
 __all__ = ["demonstrate"]
 

@@ -15,9 +15,9 @@ from lightning.pytorch import seed_everything
 
 from anomalib_aprilgan.datamodule import AuxiliaryDataModule
 from anomalib_aprilgan.demo.findings import METRICS, Prediction
-from anomalib_aprilgan.embedded import BACKBONE
+from anomalib_aprilgan.files.embedded import BACKBONE
 from anomalib_aprilgan.lightning_model import AprilGan
-from anomalib_aprilgan.quiet_engine import quiet_engine
+from anomalib_aprilgan.integration.quiet_engine import quiet_engine
 
 __all__ = ["Tested", "measure_category", "train_adapters"]
 

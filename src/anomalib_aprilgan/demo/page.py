@@ -15,7 +15,7 @@ from PIL import Image
 
 from anomalib_aprilgan.demo.canvas import Array
 from anomalib_aprilgan.demo.findings import Example, Findings
-from anomalib_aprilgan.embedded import BACKBONE
+from anomalib_aprilgan.files.embedded import BACKBONE
 
 __all__ = ["write_page"]
 

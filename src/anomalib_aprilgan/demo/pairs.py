@@ -19,9 +19,9 @@ from rich.progress import track
 from torch import Tensor
 
 from anomalib_aprilgan.demo.scenes import AUXILIARY_DEFECTS, AUXILIARY_KINDS, INVENTIONS, render_pair
-from anomalib_aprilgan.embedded import CONFIG, IMAGE_SIZE
-from anomalib_aprilgan.pre_processing import CLIP_MEAN, CLIP_STD
-from anomalib_aprilgan.prompts import ABNORMAL_STATES, NORMAL_STATES, TEMPLATES
+from anomalib_aprilgan.files.embedded import CONFIG, IMAGE_SIZE
+from anomalib_aprilgan.integration.pre_processing import CLIP_MEAN, CLIP_STD
+from anomalib_aprilgan.method.prompts import ABNORMAL_STATES, NORMAL_STATES, TEMPLATES
 
 __all__ = ["UNKNOWN", "Batch", "Pairs", "captions", "draw_pairs", "words_of_captions"]
 

@@ -31,17 +31,17 @@ from torch.nn.functional import cross_entropy, log_softmax, normalize
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
-from anomalib_aprilgan.adapters import StageAdapters
-from anomalib_aprilgan.clip import encode_causal, encode_image
+from anomalib_aprilgan.method.adapters import StageAdapters
+from anomalib_aprilgan.method.clip import encode_causal, encode_image
 from anomalib_aprilgan.demo.defects import DEFECTS, HELD_OUT_DEFECTS
 from anomalib_aprilgan.demo.experiment import measure_category, train_adapters
 from anomalib_aprilgan.demo.findings import METRICS
 from anomalib_aprilgan.demo.pairs import UNKNOWN, Batch, Pairs, draw_pairs, words_of_captions
 from anomalib_aprilgan.demo.sample_data import DATA_SETS, write_sample_data
 from anomalib_aprilgan.demo.scenes import HELD_OUT_KINDS
-from anomalib_aprilgan.embedded import ADAPTERS, BACKBONE, CONFIG, IMAGE_SIZE, LAYERS, TAG, WEIGHTS
-from anomalib_aprilgan.quiet import quietly
-from anomalib_aprilgan.towers import Towers, build_towers, tokenizer_of
+from anomalib_aprilgan.files.embedded import ADAPTERS, BACKBONE, CONFIG, IMAGE_SIZE, LAYERS, TAG, WEIGHTS
+from anomalib_aprilgan.integration.quiet import quietly
+from anomalib_aprilgan.method.towers import Towers, build_towers, tokenizer_of
 
 __all__ = ["pretrain"]
 

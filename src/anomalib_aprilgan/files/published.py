@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import torch
 from platformdirs import user_cache_path
 
-from anomalib_aprilgan.adapters import AdapterOrigin
+from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
 
 __all__ = ["MIRROR_VARIABLE", "PUBLISHED", "PublishedAdapters", "fetch"]
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from anomalib_aprilgan.towers import Towers, build_towers, fingerprint, tokenizer_of, uses_quick_gelu
+from anomalib_aprilgan.method.towers import Towers, build_towers, fingerprint, tokenizer_of, uses_quick_gelu
 
 __all__ = ["Clip", "ImageFeatures", "copy_without_text", "encode_causal", "encode_image"]
 

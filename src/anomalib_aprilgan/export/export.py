@@ -20,9 +20,9 @@ from anomalib.models.components.base.export_mixin import ExportMixin
 from torch import Tensor, nn
 
 from anomalib_aprilgan import __version__
-from anomalib_aprilgan.clip import copy_without_text
-from anomalib_aprilgan.preparation import ANY_CLASS, Preparable
-from anomalib_aprilgan.quiet import quietly
+from anomalib_aprilgan.method.clip import copy_without_text
+from anomalib_aprilgan.integration.setup import ANY_CLASS
+from anomalib_aprilgan.integration.quiet import quietly
 from anomalib_aprilgan.torch_model import AprilGanModel
 
 __all__ = ["Exportable"]
@@ -41,7 +41,7 @@ CALIBRATED = (CompressionType.INT8_PTQ, CompressionType.INT8_ACQ)
 CLIP_FIELDS = ("backbone", "pretrained", "fingerprint", "quick_gelu")
 
 
-class Exportable(ExportMixin, Preparable):
+class Exportable(ExportMixin):
     """A model that can be exported, ready for use: with its class, its adapters and its references.
 
     An exported graph takes float images in [0, 1] of any height and width, in batches of any size, and returns what the
@@ -49,7 +49,13 @@ class Exportable(ExportMixin, Preparable):
     """
 
     model: AprilGanModel
+    pre_processor: nn.Module | None
+    post_processor: nn.Module | None
     evaluator: nn.Module | None
+
+    def ensure_prepared(self, datamodule: AnomalibDataModule | None = None) -> None:
+        """Set the class, the adapters and the reference images, where they are missing."""
+        raise NotImplementedError
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -59,7 +65,7 @@ class Exportable(ExportMixin, Preparable):
         post-processor's sensitivity is another.
         """
         model = self.model
-        told: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "anomalib_aprilgan": __version__,
             "class_name": model.class_name,
             "k_shot": model.k_shot,
@@ -73,8 +79,8 @@ class Exportable(ExportMixin, Preparable):
         for name in ("image_threshold", "pixel_threshold"):
             threshold = getattr(self.post_processor, f"_{name}", None)
             if isinstance(threshold, Tensor) and not threshold.isnan():
-                told[name] = threshold.item()
-        return {name: value if isinstance(value, str) else json.dumps(value) for name, value in told.items()}
+                facts[name] = threshold.item()
+        return {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
 
     def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
         """Export as a pickled module, for anomalib's ``TorchInferencer``.
@@ -184,7 +190,7 @@ class Exportable(ExportMixin, Preparable):
         max_drop: float = 0.01,
     ) -> Any:  # noqa: ANN401
         """Take anomalib's place where it would compress sensitive parts with the rest."""
-        from anomalib_aprilgan import quantization  # noqa: PLC0415  # needs nncf
+        from anomalib_aprilgan.export import quantization  # noqa: PLC0415  # needs nncf
 
         del task
         if compression_type == CompressionType.INT8_PTQ and datamodule is not None:
@@ -205,7 +211,6 @@ class Exportable(ExportMixin, Preparable):
             logger.warning("The model is exported for the class %r. Pass `class_name` to tell what it is.", ANY_CLASS)
         deployed = copy_without_text(self, self.model.clip)
         deployed.evaluator = None
-        deployed.settle()
         return deployed
 
 

@@ -20,8 +20,8 @@ from torchmetrics import Metric
 from torchvision.transforms.v2 import functional as F  # noqa: N812  # torchvision's own custom
 from torchvision.tv_tensors import Mask
 
-from anomalib_aprilgan.pre_processing import EightBitResize
-from anomalib_aprilgan.quiet import quietly
+from anomalib_aprilgan.integration.pre_processing import EightBitResize
+from anomalib_aprilgan.integration.quiet import quietly
 
 __all__ = ["compress_weights", "quantize", "quantize_within"]
 

@@ -23,13 +23,15 @@ from open_clip import pretrained as open_clip_pretrained
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from anomalib_aprilgan import embedded
-from anomalib_aprilgan.weight_files import read_weight_file
+from anomalib_aprilgan.files import embedded
+from anomalib_aprilgan.files.weight_files import read_weight_file
 
 __all__ = [
     "Towers",
     "build_towers",
     "fingerprint",
+    "native_image_size",
+    "number_of_blocks",
     "resize_positional_embedding",
     "runs_batch_first",
     "tokenizer_of",
@@ -89,6 +91,17 @@ def runs_batch_first() -> bool:
 def uses_quick_gelu(backbone: str, *, quick_gelu: bool) -> bool:
     """Whether the towers run with QuickGELU: because it was asked for, or because the architecture says so."""
     return bool(_architecture(backbone).get("quick_gelu")) or quick_gelu
+
+
+def native_image_size(backbone: str) -> int:
+    """Return the height and width in pixels of the images that an architecture was made for."""
+    size = _architecture(backbone)["vision_cfg"].get("image_size", 224)
+    return int(size if isinstance(size, int) else size[0])
+
+
+def number_of_blocks(backbone: str) -> int:
+    """Return the number of transformer blocks in an architecture's image tower."""
+    return int(_architecture(backbone)["vision_cfg"].get("layers", 12))
 
 
 def resize_positional_embedding(embedding: Tensor, grid: int) -> Tensor:

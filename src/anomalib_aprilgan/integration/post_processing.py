@@ -69,32 +69,49 @@ class AprilGanPostProcessor(PostProcessor):
     all, with the threshold at a probability of one half.
 
     Args:
-        enable_normalization: Normalise scores and maps to [0, 1].
-        enable_thresholding: Compute labels and masks.
-        enable_threshold_matching: Use the image threshold for pixels, or the reverse, where the other one is missing.
-        image_sensitivity: Sensitivity of the image label in [0, 1]; 0.5 is the threshold itself.
-        pixel_sensitivity: Sensitivity of the mask in [0, 1]; 0.5 is the threshold itself.
+        enable_normalization: Normalise scores and maps to [0, 1]. ``None``: as in the checkpoint, else yes.
+        enable_thresholding: Compute labels and masks. ``None``: as in the checkpoint, else yes.
+        enable_threshold_matching: As anomalib's. It has no effect, since both thresholds are always defined.
+        image_sensitivity: Sensitivity of the image label in [0, 1]; 0.5 is the threshold itself. ``None``: as in the
+            checkpoint, else 0.5.
+        pixel_sensitivity: Sensitivity of the mask in [0, 1], likewise.
+
+    Raises:
+        ValueError: If a sensitivity is out of its range.
     """
 
     def __init__(
         self,
-        enable_normalization: bool = True,
-        enable_thresholding: bool = True,
-        enable_threshold_matching: bool = True,
-        image_sensitivity: float = 0.5,
-        pixel_sensitivity: float = 0.5,
+        enable_normalization: bool | None = None,
+        enable_thresholding: bool | None = None,
+        enable_threshold_matching: bool | None = None,
+        image_sensitivity: float | None = None,
+        pixel_sensitivity: float | None = None,
     ) -> None:
-        super().__init__(
-            enable_normalization=enable_normalization,
-            enable_thresholding=enable_thresholding,
-            enable_threshold_matching=enable_threshold_matching,
-            image_sensitivity=image_sensitivity,
-            pixel_sensitivity=pixel_sensitivity,
-        )
+        options = {
+            "enable_normalization": enable_normalization,
+            "enable_thresholding": enable_thresholding,
+            "enable_threshold_matching": enable_threshold_matching,
+            "image_sensitivity": image_sensitivity,
+            "pixel_sensitivity": pixel_sensitivity,
+        }
+        for name in ("image_sensitivity", "pixel_sensitivity"):
+            value = options[name]
+            if value is not None and not 0 <= value <= 1:
+                msg = f"Expected argument `{name}` to be in [0, 1], but got {value!r}."
+                raise ValueError(msg)
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        super().__init__(**given)
+        self._given = frozenset(given)
         self.register_buffer("margin", torch.tensor(0.0))
         self.margin: Tensor
         self._image_threshold_metric = MidwayThreshold(fields=["pred_score", "gt_label"], strict=False)
         self.reset_calibration()
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether thresholds and ranges are those of a validation set."""
+        return bool(self.margin > 0)
 
     def reset_calibration(self, largest_map_value: float = 1.0) -> None:
         """Forget validation statistics.
@@ -107,6 +124,21 @@ class AprilGanPostProcessor(PostProcessor):
         for threshold in (self._image_threshold, self._pixel_threshold):
             threshold.fill_(THRESHOLD)
         self.margin.fill_(0)  # nothing lies beyond these bounds
+
+    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
+        """Restore the options that were not passed as arguments."""
+        super().load_checkpoint_config({name: value for name, value in config.items() if name not in self._given})
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
+        """Also take the thresholds of anomalib's own post-processor, which has no margin and may be uncalibrated."""
+        largest = state_dict.get(f"{prefix}image_max")
+        if f"{prefix}margin" not in state_dict and isinstance(largest, Tensor):
+            state_dict[f"{prefix}margin"] = torch.where(largest.isnan(), 0.0, MARGIN)
+        for name in ("image_min", "image_max", "pixel_min", "pixel_max", "_image_threshold", "_pixel_threshold"):
+            value = state_dict.get(prefix + name)
+            if isinstance(value, Tensor) and value.isnan():
+                state_dict[prefix + name] = getattr(self, name).clone()
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the final image scores in place of the preliminary ones, then compute thresholds and ranges."""

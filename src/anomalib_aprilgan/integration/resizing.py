@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F  # noqa: N812  # torchvision's own custom
 
-from anomalib_aprilgan.double_single import Pair, add, divide, exactly, multiply
+from anomalib_aprilgan.integration.double_single import Pair, add, divide, exactly, multiply
 
 __all__ = ["resize_by_matrices", "resize_by_pil"]
 

@@ -8,15 +8,41 @@ pixels. In text features of shape ``(..., 2, D)`` row 0 is the normal and row 1 
 """
 
 from math import isqrt
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-__all__ = ["TEMPERATURE", "abnormal_probability", "average_states", "image_score", "stage_probabilities", "upsample"]
+__all__ = [
+    "TEMPERATURE",
+    "RawPrediction",
+    "abnormal_probability",
+    "average_states",
+    "image_score",
+    "stage_probabilities",
+    "upsample",
+]
 
 TEMPERATURE = 100.0
 """CLIP's logit scale, as the authors fix it."""
+
+
+class RawPrediction(NamedTuple):
+    """Zero-shot image scores and anomaly maps, before both are combined into the few-shot image score.
+
+    Attributes:
+        probability: Zero-shot image scores, shape ``(N,)`` in [0, 1].
+        anomaly_map: Anomaly maps, shape ``(N, image_size, image_size)``.
+    """
+
+    probability: Tensor
+    anomaly_map: Tensor
+
+    @property
+    def map_max(self) -> Tensor:
+        """Each map's maximum, shape ``(N,)``."""
+        return self.anomaly_map.amax(dim=(-2, -1))
 
 
 def average_states(embeddings: Tensor) -> Tensor:
@@ -84,7 +110,7 @@ def image_score(probability: Tensor, map_max: Tensor, map_range: Tensor) -> Tens
     Args:
         probability: Zero-shot image scores, shape ``(N,)``.
         map_max: Maxima of the few-shot anomaly maps, shape ``(N,)``.
-        map_range: What ``map_max`` is min-max scaled by: its minimum and maximum over a test set, shape ``(2,)``.
+        map_range: Minimum and maximum that ``map_max`` is min-max scaled by, shape ``(2,)``.
 
     Returns:
         Tensor of shape ``(N,)``; in [0, 1] where ``map_max`` lies in ``map_range``. If the range is empty, as with a

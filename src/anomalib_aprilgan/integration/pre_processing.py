@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
 from torchvision.transforms.v2 import functional as F  # noqa: N812  # torchvision's own custom
 
-from anomalib_aprilgan.resizing import resize_by_matrices, resize_by_pil
+from anomalib_aprilgan.integration.resizing import resize_by_matrices, resize_by_pil
 
 __all__ = ["CLIP_MEAN", "CLIP_STD", "AprilGanPreProcessor", "EightBitResize"]
 
@@ -77,13 +77,32 @@ class AprilGanPreProcessor(PreProcessor):
     """
 
     def __init__(self, image_size: int) -> None:
-        super().__init__(Compose([EightBitResize(image_size), Normalize(mean=CLIP_MEAN, std=CLIP_STD)]))
+        super().__init__(_default_transform(image_size))
         self.image_size = image_size
         self.export_transform = self.transform
 
+    def resize_to(self, image_size: int) -> None:
+        """Change the size that images are resized to; a transform that was put in place of the default stays.
+
+        Args:
+            image_size: Height and width in pixels.
+        """
+        if image_size != self.image_size and self._has_default_transform:
+            self.transform = self.export_transform = _default_transform(image_size)
+        self.image_size = image_size
+
+    @property
+    def _has_default_transform(self) -> bool:
+        parts = getattr(self.transform, "transforms", ())
+        if [type(part) for part in parts] != [EightBitResize, Normalize]:
+            return False
+        resize, normalize = parts
+        is_same_size = tuple(resize.size) == (self.image_size, self.image_size)
+        return is_same_size and tuple(normalize.mean) == CLIP_MEAN and tuple(normalize.std) == CLIP_STD
+
     def checkpoint_config(self) -> dict[str, Any]:
-        """Describe the transform as plain data; a stock pre-processor can make do with its nearest equivalent."""
-        if self.transform is None or not isinstance(self.transform.transforms[0], EightBitResize):
+        """Describe the transform as plain data, from which a stock pre-processor can restore its nearest equivalent."""
+        if not self._has_default_transform:
             return super().checkpoint_config()
         size = (self.image_size, self.image_size)
         resize = Resize(size, interpolation=InterpolationMode.BICUBIC, antialias=True)
@@ -91,6 +110,10 @@ class AprilGanPreProcessor(PreProcessor):
         return {"image_size": self.image_size, "transform": transform_to_spec(equivalent)}
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
-        """Restore a stock pre-processor's transform. One of this class stays with the model's own image size."""
+        """Restore a transform that was put in place of the default. The image size is that of the model."""
         if "image_size" not in config:
             super().load_checkpoint_config(config)
+
+
+def _default_transform(image_size: int) -> Compose:
+    return Compose([EightBitResize(image_size), Normalize(mean=CLIP_MEAN, std=CLIP_STD)])

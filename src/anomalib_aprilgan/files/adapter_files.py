@@ -1,0 +1,193 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Files that hold adapters: ours, checkpoints, and those of the authors (arXiv 2305.17382, section 3.2)."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from anomalib_aprilgan.files.embedded import ADAPTERS, TAG
+from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
+from anomalib_aprilgan.files.published import PUBLISHED, fetch
+from anomalib_aprilgan.files.weight_files import read_weight_file, write_weight_file
+
+__all__ = ["find_adapters", "read_adapters", "refuse_foreign_state", "write_adapters"]
+
+OFFICIAL_KEY = "trainable_linearlayer"
+"""Name under which the authors' checkpoints hold their weights."""
+METADATA_KEY = "anomalib_aprilgan"
+
+Weights = dict[str, Tensor]
+
+
+def find_adapters(
+    adapter: str | Path, model: AdapterOrigin, shapes: Sequence[tuple[int, ...]]
+) -> tuple[Weights, AdapterOrigin]:
+    """Read adapters and check that they fit a model.
+
+    Args:
+        adapter: ``"visa"``, ``"mvtec"``, ``"demo"``, or the path of a file, see :func:`read_adapters`.
+        model: Describes the model.
+        shapes: Shape ``(D, width)`` of each of the model's adapters.
+
+    Returns:
+        A state dict for ``StageAdapters``, and what the adapters belong to.
+
+    Raises:
+        ValueError: If the file is unusable or does not fit the model; the message names both sides.
+        RuntimeError: If published adapters cannot be downloaded.
+    """
+    if adapter in PUBLISHED:
+        origin = PUBLISHED[str(adapter)].origin
+        _refuse(origin.conflicts_with(model), f"The published adapters {adapter!r} do", origin, model)
+        weights, _ = read_adapters(fetch(str(adapter)))
+    else:
+        weights, origin = read_adapters(ADAPTERS if adapter == TAG else adapter)
+    found = [tuple(weights[f"fc.{number}.weight"].shape) for number in range(len(weights) // 2)]
+    conflicts = origin.conflicts_with(model)
+    if found != list(shapes):
+        conflicts.append(f"{_in_words(found)} against the model's {_in_words(shapes)}")
+    _refuse(conflicts, f"The adapters in {adapter} do", origin, model)
+    return weights, origin
+
+
+def refuse_foreign_state(
+    extra_state: Mapping[str, Any], model: AdapterOrigin, reference_layers: tuple[int, ...], subject: str
+) -> None:
+    """Check that a saved state belongs to a model.
+
+    Args:
+        extra_state: The value of ``AprilGanModel.get_extra_state``.
+        model: Describes the model.
+        reference_layers: The model's stages that are kept in memory banks.
+        subject: Beginning of the message, which continues with "not fit the model".
+
+    Raises:
+        ValueError: If it belongs to another model; the message names both sides.
+    """
+    origin = AdapterOrigin.from_dict(extra_state["origin"])
+    conflicts = origin.conflicts_with(model)
+    stages = tuple(extra_state["reference_layers"])
+    if stages != reference_layers:
+        conflicts.append(f"reference_layers {stages} against the model's {reference_layers}")
+    if extra_state["k_shot"] and origin.image_size != model.image_size:
+        conflicts.append(f"memory banks of image_size {origin.image_size} against the model's {model.image_size}")
+    _refuse(conflicts, subject, origin, model)
+
+
+def _refuse(conflicts: Sequence[str], subject: str, origin: AdapterOrigin, model: AdapterOrigin) -> None:
+    """Raise an error if there are conflicts; `subject` is the beginning of its message."""
+    if not conflicts:
+        return
+    fitting = f" with backbone={origin.backbone!r}, layers={origin.layers}" if origin.backbone else ""
+    layers = model.layers or ()
+    msg = (
+        f"{subject} not fit the model (backbone {model.backbone!r}, {len(layers)} stages {layers}, "
+        f"quick_gelu={model.quick_gelu}): {'; '.join(conflicts)}. Use them{fitting} and the other settings that they "
+        "were made with, pass another file, or train fresh adapters with adapter=None."
+    )
+    raise ValueError(msg)
+
+
+def _in_words(shapes: Sequence[tuple[int, ...]]) -> str:
+    return f"{len(shapes)} adapters of shape {' and '.join(map(str, dict.fromkeys(shapes)))}"
+
+
+def read_adapters(path: str | Path) -> tuple[dict[str, Tensor], AdapterOrigin]:
+    """Read adapters from a file: ours, a Lightning checkpoint of ``AprilGan``, or one of the authors' ``.pth``.
+
+    No code that a file may hold is run.
+
+    Args:
+        path: The file.
+
+    Returns:
+        A state dict for ``StageAdapters``, and what the adapters belong to.
+
+    Raises:
+        ValueError: If the file is missing, damaged, wants to run code, or holds no adapters.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        msg = (
+            f"Expected argument `adapter` to be 'visa', 'mvtec', None or the path of an adapter file, but got "
+            f"{str(path)!r}, which is no existing file."
+        )
+        raise ValueError(msg)
+    content, metadata = read_weight_file(path, "adapters")
+    try:
+        weights, origin = _adapters_in(content, metadata)
+    except (TypeError, ValueError) as error:
+        msg = f"The file {path} holds no adapters: {error}."
+        raise ValueError(msg) from error
+    return weights, origin
+
+
+def write_adapters(path: str | Path, weights: Mapping[str, Tensor], origin: AdapterOrigin) -> Path:
+    """Write adapters to a safetensors file. An existing file is replaced once the new one is complete.
+
+    Args:
+        path: The file; its suffix must be ``.safetensors``.
+        weights: State dict of ``StageAdapters``.
+        origin: What the adapters belong to.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If the suffix is another one.
+    """
+    return write_weight_file(path, weights, {METADATA_KEY: json.dumps(origin.to_dict())})
+
+
+def _adapters_in(content: Any, metadata: Mapping[str, str]) -> tuple[dict[str, Tensor], AdapterOrigin]:  # noqa: ANN401
+    """Find the adapters and their origin in the content of a file."""
+    content = _mapping(content)
+    if OFFICIAL_KEY in content:
+        # The authors' code runs GELU, whatever CLIP was trained with.
+        return _only_adapters(_mapping(content[OFFICIAL_KEY])), AdapterOrigin(quick_gelu=False)
+    state = _mapping(content.get("state_dict", content))
+    fields = _mapping(json.loads(metadata.get(METADATA_KEY, "{}")))
+    for name, value in state.items():
+        if str(name).endswith("_extra_state"):
+            fields = _mapping(_mapping(value).get("origin", {}))
+    prefixes = ("model.adapters.", "adapters.", "")
+    prefix = next(prefix for prefix in prefixes if prefix == "" or f"{prefix}fc.0.weight" in state)
+    stripped = {str(name).removeprefix(prefix): value for name, value in state.items() if str(name).startswith(prefix)}
+    weights, origin = _only_adapters(stripped), AdapterOrigin.from_dict(fields)
+    if origin.layers is not None and len(origin.layers) != len(weights) // 2:
+        msg = f"its metadata lists stages {origin.layers} but holds {len(weights) // 2} adapters"
+        raise ValueError(msg)
+    return weights, origin
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:  # noqa: ANN401
+    if not isinstance(value, Mapping):
+        msg = f"expected names and values, but found {type(value).__name__}"
+        raise TypeError(msg)
+    return value
+
+
+def _is_linear(weight: Tensor, bias: Tensor) -> bool:
+    return weight.ndim == 2 and bias.shape == weight.shape[:1]  # noqa: PLR2004
+
+
+def _only_adapters(weights: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Check names (``fc.K.weight``, ``fc.K.bias``) and shapes; ignore everything else."""
+    adapters: dict[str, Tensor] = {}
+    while (weight := weights.get(f"fc.{len(adapters) // 2}.weight")) is not None:
+        number = len(adapters) // 2
+        bias = weights.get(f"fc.{number}.bias")
+        if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or not _is_linear(weight, bias):
+            msg = f"adapter {number} has no weight of shape (D, width) with a bias of shape (D,)"
+            raise ValueError(msg)
+        adapters |= {f"fc.{number}.weight": weight.float(), f"fc.{number}.bias": bias.float()}
+    if not adapters:
+        names = ", ".join(map(str, list(weights)[:4])) or "nothing"
+        msg = f"expected weights named fc.0.weight, fc.0.bias, ..., but it holds {names}"
+        raise ValueError(msg)
+    return adapters

@@ -1,0 +1,76 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What adapters belong to: a CLIP, its activation and stages, and the data that they were trained on."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["AdapterOrigin"]
+
+
+@dataclass(frozen=True)
+class AdapterOrigin:
+    """Describes what adapters belong to. Fields that a file does not record are ``None``.
+
+    Attributes:
+        backbone: open_clip architecture.
+        pretrained: Tag or path of the CLIP weights.
+        fingerprint: Digest of the CLIP weights.
+        quick_gelu: Whether CLIP ran with QuickGELU.
+        image_size: Height and width in pixels of the training images.
+        layers: Stages, counted from 1.
+        trained_on: Data sets, or data sets and categories, that the adapters were trained on.
+    """
+
+    backbone: str | None = None
+    pretrained: str | None = None
+    fingerprint: str | None = None
+    quick_gelu: bool | None = None
+    image_size: int | None = None
+    layers: tuple[int, ...] | None = None
+    trained_on: tuple[str, ...] = field(default=())
+
+    def conflicts_with(self, model: "AdapterOrigin") -> list[str]:
+        """List the reasons why the adapters do not fit a model.
+
+        The image size may differ: an adapter works on each token by itself.
+
+        Args:
+            model: Describes a model: backbone, weights, activation, image size, stages.
+
+        Returns:
+            One phrase per conflict, with the values of both sides; empty if the adapters fit.
+        """
+        conflicts = [
+            f"{name} {theirs!r} against the model's {ours!r}"
+            for name in ("backbone", "quick_gelu", "layers")
+            if (theirs := getattr(self, name)) is not None and theirs != (ours := getattr(model, name))
+        ]
+        if self.fingerprint is not None and model.fingerprint is not None:
+            if self.fingerprint != model.fingerprint and not conflicts:
+                conflicts.append(
+                    f"other CLIP weights (pretrained={self.pretrained!r}, digest {self.fingerprint}) than the model's "
+                    f"(pretrained={model.pretrained!r}, digest {model.fingerprint})",
+                )
+        elif self.pretrained is not None and not _is_same_tag(self.pretrained, model.pretrained):
+            conflicts.append(f"pretrained {self.pretrained!r} against the model's {model.pretrained!r}")
+        return conflicts
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain data."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "AdapterOrigin":
+        """Restore what :meth:`to_dict` returned; unknown fields are ignored."""
+        known: dict[str, Any] = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
+        known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+        return cls(**known)
+
+
+def _is_same_tag(theirs: str, ours: str | None) -> bool:
+    """Compare tags; a path says nothing about which weights it holds."""
+    return ours is not None and (theirs == ours or Path(ours).suffix != "" or Path(theirs).suffix != "")

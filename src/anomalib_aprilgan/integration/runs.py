@@ -1,0 +1,138 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a run of anomalib's Engine says: its datamodule, its seed, and its image files."""
+
+import os
+from collections.abc import Iterator
+
+from anomalib.data import AnomalibDataModule, AnomalibDataset, MVTecAD, PredictDataset, Visa
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
+
+from anomalib_aprilgan.integration.references import normal_training_files
+from anomalib_aprilgan.integration.setup import Data
+
+__all__ = [
+    "DEFAULT_SEED",
+    "command_line_seed",
+    "datamodule_of",
+    "describe",
+    "image_files",
+    "lacks_validation_split",
+    "seed_of",
+    "use_own_dataloader",
+]
+
+DEFAULT_SEED = 0
+"""Seed where `seed_everything` was not called; Lightning's default as well."""
+
+
+def command_line_seed(trainer: Trainer | None) -> int | None:
+    """Return the number of ``--seed_everything`` on anomalib's command line, which 2.7 reads but does not apply.
+
+    Args:
+        trainer: The run's trainer; the command line leaves its configuration in one of its callbacks.
+    """
+    for callback in getattr(trainer, "callbacks", ()):
+        if isinstance(callback, SaveConfigCallback):
+            seed = callback.config.get("seed_everything")
+            if isinstance(seed, int) and not isinstance(seed, bool):
+                return seed
+    return None
+
+
+def seed_of(trainer: Trainer | None) -> int:
+    """Return the seed of a run.
+
+    Args:
+        trainer: The run's trainer; ``None`` outside a run.
+
+    Returns:
+        The number of ``--seed_everything`` on the command line, else that of the last call of ``seed_everything``, else
+        0. The state of the random generators has no influence.
+    """
+    seed = command_line_seed(trainer)
+    if seed is not None:
+        return seed
+    last_call = os.environ.get("PL_GLOBAL_SEED", "")
+    return int(last_call) if last_call.isdecimal() else DEFAULT_SEED
+
+
+def _data_sources(trainer: Trainer) -> Iterator[object]:
+    """Yield where the dataloaders of the run come from: a datamodule, a model, or dataloaders.
+
+    Lightning has no public way to ask. ``trainer.datamodule`` may belong to an earlier run: a run that has no datamodule
+    leaves it as it is.
+    """
+    loops = {
+        TrainerFn.FITTING: (trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop),
+        TrainerFn.VALIDATING: (trainer.validate_loop,),
+        TrainerFn.TESTING: (trainer.test_loop,),
+        TrainerFn.PREDICTING: (trainer.predict_loop,),
+    }
+    for loop in loops[trainer.state.fn] if trainer.state.fn is not None else ():
+        yield loop._data_source.instance  # noqa: SLF001
+
+
+def datamodule_of(trainer: Trainer | None) -> AnomalibDataModule | None:
+    """Return the datamodule that a run takes its images from; ``None`` if there is none."""
+    for source in _data_sources(trainer) if trainer is not None else ():
+        if isinstance(source, AnomalibDataModule):
+            return source
+    return None
+
+
+def lacks_validation_split(datamodule: AnomalibDataModule | None) -> bool:
+    """Whether a datamodule has no validation split, but would be asked for it and fail."""
+    uses_default = type(datamodule).val_dataloader is AnomalibDataModule.val_dataloader if datamodule else False
+    return uses_default and not hasattr(datamodule, "val_data")
+
+
+def use_own_dataloader(trainer: Trainer, module: LightningModule) -> None:
+    """Let a validation ask the module for images, not a datamodule without a validation split.
+
+    Lightning asks the datamodule where there is one, else the module. anomalib's datamodules fail without a validation
+    split; the module answers that there are no images. Lightning chooses anew at the start of each run.
+
+    Args:
+        trainer: The trainer of a validation.
+        module: Its module.
+    """
+    trainer.validate_loop._data_source.instance = module  # noqa: SLF001
+
+
+def describe(datamodule: AnomalibDataModule | None, *, with_files: bool = False) -> Data | None:
+    """Describe a datamodule.
+
+    Args:
+        datamodule: The datamodule. For one that tests on another one, its ``validation``, that one is described.
+        with_files: Also list the normal images of its training split. It is set up for that if necessary.
+
+    Returns:
+        Name, category and images; ``None`` without a datamodule.
+    """
+    if datamodule is None:
+        return None
+    described = getattr(datamodule, "validation", None) or datamodule
+    known = next((known.__name__ for known in (Visa, MVTecAD) if isinstance(described, known)), described.name)
+    files: tuple[str, ...] = ()
+    if with_files:
+        if not hasattr(datamodule, "train_data"):
+            datamodule.prepare_data()
+            datamodule.setup()
+        files = tuple(map(str, normal_training_files(datamodule)))
+    return Data(known, described.category or "", files)
+
+
+def image_files(loaders: object) -> list[str]:
+    """List the image files behind dataloaders of anomalib's datasets."""
+    files: list[str] = []
+    for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
+        dataset = getattr(loader, "dataset", None)
+        if isinstance(dataset, AnomalibDataset):
+            files += map(str, dataset.samples.image_path)
+        elif isinstance(dataset, PredictDataset):
+            files += map(str, dataset.image_filenames)
+    return files

@@ -1,0 +1,186 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A frozen CLIP that is set up for a class: with its text features and, few-shot, its reference images."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from anomalib_aprilgan.method.clip import Clip
+from anomalib_aprilgan.method.architecture import Architecture
+from anomalib_aprilgan.method.options import Prompts
+from anomalib_aprilgan.method.setup import References
+from anomalib_aprilgan.method.setup_state import SetupState
+from anomalib_aprilgan.method.text_features import TextFeatures
+
+__all__ = ["FewShotClip"]
+
+
+class FewShotClip(nn.Module):
+    """A frozen CLIP with text features of a class and memory banks of reference images.
+
+    Args:
+        architecture: The CLIP and the stages that are used.
+        prompts: Which prompts describe a class.
+
+    Attributes:
+        state: The current setup: text features, memory banks, calibration, and the record of where they came from.
+            Until it is calibrated, the map's maximum is scaled by the smallest and the largest value that a map can
+            have.
+    """
+
+    def __init__(self, architecture: Architecture, prompts: Prompts) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.backbone = architecture.backbone
+        self.image_size = architecture.image_size
+        self.layers = architecture.layers
+        self.reference_layers = architecture.reference_layers
+        self.clip = Clip(
+            architecture.backbone,
+            architecture.pretrained,
+            architecture.image_size,
+            quick_gelu=architecture.quick_gelu,
+        )
+        self.state = SetupState(self.clip.embed_dim, self.clip.width, len(architecture.reference_layers))
+        self._text = TextFeatures(prompts)
+
+    @property
+    def class_name(self) -> str | None:
+        """Class whose text features are in use; ``None`` before one is set."""
+        return self.state.record.class_name
+
+    @property
+    def text_features(self) -> Tensor:
+        """Normal and abnormal text feature, shape ``(2, D)``, each of length 1."""
+        return self.state.text_features
+
+    @property
+    def memory_banks(self) -> nn.ModuleList:
+        """One memory bank per reference stage."""
+        return self.state.memory_banks
+
+    @property
+    def map_range(self) -> Tensor:
+        """Minimum and maximum that the few-shot map's maximum is scaled by, shape ``(2,)``."""
+        return self.state.map_range
+
+    @property
+    def reference_files(self) -> tuple[str, ...]:
+        """Paths of the reference images; empty if there are none or if they were given as tensors."""
+        return self.state.record.references.files
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """Data sets, or data sets and categories, that the adapters were trained on."""
+        return self.state.record.trained_on
+
+    @property
+    def is_few_shot(self) -> bool:
+        """Whether the memory banks hold reference images."""
+        return len(self.state.banks[0]) > 0
+
+    @property
+    def k_shot(self) -> int:
+        """Number of reference images in the memory banks."""
+        return len(self.state.banks[0]) // self.clip.num_patches
+
+    @property
+    def largest_map_value(self) -> float:
+        """The largest value that an anomaly map can have."""
+        return 1.0
+
+    def setup(self, class_name: str | None = None, reference_images: Tensor | None = None) -> None:
+        """Set the class and, few-shot, the reference images. A part that is ``None`` stays as it is.
+
+        Args:
+            class_name: Name of the object or surface, as it should stand in a sentence.
+            reference_images: Pre-processed normal images of shape ``(K, 3, image_size, image_size)``.
+
+        Raises:
+            ValueError: If the class name is empty or the images have another shape.
+        """
+        text_features = None if class_name is None else self.encode_class(class_name)
+        tokens = None if reference_images is None else self.encode_references(reference_images)
+        with self.state.locked():
+            record = self.state.record
+            if class_name is not None:
+                record = replace(record, class_name=class_name, class_origin="call")
+            if reference_images is not None:
+                record = replace(record, references=References(k_shot=len(reference_images), origin="call"))
+            self.state.replace(record, text_features, tokens)
+            if reference_images is not None:
+                self.reset_calibration()
+
+    def add_references(self, reference_images: Tensor, files: Sequence[str | Path] = ()) -> bool:
+        """Add reference images. The calibration stays, unless these are the first ones.
+
+        Args:
+            reference_images: Pre-processed normal images of shape ``(K, 3, image_size, image_size)``.
+            files: Paths of the images, if known.
+
+        Returns:
+            Whether they are the first ones, so that the calibration was reset.
+
+        Raises:
+            ValueError: If the images have another shape.
+        """
+        tokens = self.encode_references(reference_images)
+        with self.state.locked():
+            are_first = not self.is_few_shot
+            self.state.add(tokens, tuple(map(str, files)))
+            if are_first:
+                self.reset_calibration()
+        return are_first
+
+    def encode_class(self, class_name: str) -> Tensor:
+        """Return the text features of a class, shape ``(2, D)``; each class is encoded once."""
+        return self._text.of_class(class_name, self.clip).to(self.text_features)
+
+    def encode_classes(self, class_names: Sequence[str]) -> Tensor:
+        """Return the text features of the class of each image of a batch, shape ``(N, 2, D)``."""
+        return self._text.of_classes(class_names, self.clip).to(self.text_features)
+
+    def encode_references(self, images: Tensor) -> list[Tensor]:
+        """Encode reference images one at a time, so that memory holds one image's activations (section 3.3).
+
+        Args:
+            images: Pre-processed images of shape ``(K, 3, image_size, image_size)``.
+
+        Returns:
+            Per reference stage, patch tokens of shape ``(K, P, width)``.
+
+        Raises:
+            ValueError: If the images have another shape.
+        """
+        self._check_images("reference_images", images)
+        with torch.inference_mode(mode=False), torch.no_grad():
+            images = images.to(self.text_features)
+            tokens = [self.clip.encode_image(image[None], self.reference_layers).tokens for image in images]
+            return [torch.cat([image[layer] for image in tokens]) for layer in self.reference_layers]
+
+    def calibrate(self, minimum: float | Tensor, maximum: float | Tensor) -> None:
+        """Set the range that the few-shot map's maximum is scaled by, see :meth:`SetupState.calibrate`."""
+        self.state.calibrate(minimum, maximum)
+
+    def reset_calibration(self) -> None:
+        """Scale by the smallest and the largest value that a map can have."""
+        self.state.calibrate(0.0, self.largest_map_value)
+
+    def _check_images(self, name: str, images: Tensor) -> None:
+        expected = (3, self.image_size, self.image_size)
+        if images.ndim != 4 or images.shape[0] == 0 or tuple(images.shape[1:]) != expected:  # noqa: PLR2004
+            msg = (
+                f"Expected argument `{name}` to be a tensor of shape (N, {', '.join(map(str, expected))}) with at "
+                f"least one image, but got shape {tuple(images.shape)}. Use the model's pre-processor."
+            )
+            raise ValueError(msg)
+
+    def _require_class(self) -> None:
+        if self.class_name is None:
+            msg = "No class has been set. Call `setup('bottle')`, with the name of your class, before predicting."
+            raise RuntimeError(msg)

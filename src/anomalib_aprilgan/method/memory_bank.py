@@ -1,0 +1,81 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A stage's memory bank: the patch tokens of the normal reference images (arXiv 2305.17382, section 3.3)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+__all__ = ["MemoryBank", "nearest_distances"]
+
+CHUNK = 4096
+"""Number of reference tokens that are compared at once. It bounds the memory that a large bank needs."""
+
+
+class MemoryBank(nn.Module):
+    """Holds the reference tokens of one stage.
+
+    The tokens are a persistent buffer of variable length: they are saved, moved and restored with the module. A change
+    replaces the tensor and never writes into it, so that whoever reads it has a consistent one.
+
+    Args:
+        width: Dimensions of a token.
+
+    Attributes:
+        tokens: Reference tokens of length 1, shape ``(M, width)``; ``M`` is 0 while the bank is empty.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("tokens", torch.empty(0, width))
+        self.tokens: Tensor
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def clear(self) -> None:
+        """Empty the bank."""
+        self.tokens = self.tokens[:0]
+
+    def add(self, tokens: Tensor) -> None:
+        """Add the tokens of reference images.
+
+        Args:
+            tokens: Raw patch tokens of reference images, shape ``(K, P, width)``.
+        """
+        self.tokens = torch.cat([self.tokens, normalize(tokens.flatten(0, 1).to(self.tokens), dim=-1)])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Measure cosine distances to the nearest reference token, see :func:`nearest_distances`."""
+        return nearest_distances(tokens, self.tokens)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
+        # anomalib's DynamicBufferMixin does the same; the method is kept free of anomalib.
+        stored = state_dict.get(prefix + "tokens")
+        if isinstance(stored, Tensor) and stored.shape[1:] == self.tokens.shape[1:]:
+            self.tokens = self.tokens.new_empty(stored.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def nearest_distances(tokens: Tensor, reference_tokens: Tensor) -> Tensor:
+    """Measure cosine distances to the nearest reference token.
+
+    Args:
+        tokens: Raw patch tokens of the queried images, shape ``(N, P, width)``.
+        reference_tokens: Reference tokens of length 1, shape ``(M, width)``.
+
+    Returns:
+        ``1 - max cosine similarity`` per patch, shape ``(N, P)`` in [0, 2].
+
+    Raises:
+        RuntimeError: If there are no reference tokens.
+    """
+    if not len(reference_tokens):
+        msg = "The memory bank is empty. Call `setup` with reference images before asking for distances."
+        raise RuntimeError(msg)
+    queries = normalize(tokens.to(reference_tokens.dtype), dim=-1)
+    nearest = [(queries @ chunk.T).amax(dim=-1) for chunk in torch.split(reference_tokens, CHUNK)]
+    return (1 - torch.stack(nearest).amax(dim=0)).clamp(min=0)

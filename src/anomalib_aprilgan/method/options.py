@@ -1,0 +1,64 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Switches for ablation studies: parts of the method that can be changed or left out."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+__all__ = ["MethodOptions"]
+
+Prompts = Literal["ensemble", "single"]
+Projection = Literal["adapters", "clip"]
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """Parts of the method that an ablation study changes. The defaults are the paper's method.
+
+    Args:
+        map_stages: Stages whose zero-shot maps are summed, a subset of ``layers``. ``None``: all of them. With ``()``
+            the anomaly map comes from the memory banks alone.
+        prompts: ``"ensemble"`` (section 3.1), or ``"single"`` for one sentence per state.
+        projection: How patch tokens reach the joint space: ``"adapters"`` (section 3.2), or ``"clip"`` for CLIP's own
+            final norm and projection, without adapters.
+
+    Raises:
+        ValueError: If a value is none of these.
+    """
+
+    map_stages: tuple[int, ...] | None = None
+    prompts: Prompts = "ensemble"
+    projection: Projection = "adapters"
+
+    def __post_init__(self) -> None:
+        for name, values in (("prompts", get_args(Prompts)), ("projection", get_args(Projection))):
+            if getattr(self, name) not in values:
+                msg = f"Expected argument `{name}` to be one of {', '.join(values)}, but got {getattr(self, name)!r}."
+                raise ValueError(msg)
+        if self.map_stages is not None:
+            if isinstance(self.map_stages, str):
+                msg = f"Expected argument `map_stages` to be a sequence of stages, but got {self.map_stages!r}."
+                raise ValueError(msg)
+            object.__setattr__(self, "map_stages", tuple(self.map_stages))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain data."""
+        stages = None if self.map_stages is None else list(self.map_stages)
+        return {"map_stages": stages, "prompts": self.prompts, "projection": self.projection}
+
+    def chosen_stages(self, layers: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the stages whose zero-shot maps are summed.
+
+        Args:
+            layers: The stages that have an adapter.
+
+        Raises:
+            ValueError: If ``map_stages`` is no subset of them.
+        """
+        if self.map_stages is None:
+            return layers
+        if not set(self.map_stages) <= set(layers) or len(set(self.map_stages)) != len(self.map_stages):
+            msg = f"Expected argument `map_stages` to be a subset of layers={layers}, but got {self.map_stages!r}."
+            raise ValueError(msg)
+        return self.map_stages

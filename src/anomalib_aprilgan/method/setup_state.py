@@ -1,0 +1,143 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What changes from class to class: text features, memory banks, calibration, and the record of their origin."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from threading import RLock
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from anomalib_aprilgan.method.memory_bank import MemoryBank
+from anomalib_aprilgan.method.setup import Setup
+
+__all__ = ["SetupState", "SetupTensors"]
+
+
+class SetupTensors(NamedTuple):
+    """The tensors that a prediction depends on beside the image. None of them is ever written to.
+
+    Attributes:
+        text_features: Normal and abnormal text feature, shape ``(2, D)``.
+        reference_tokens: Per reference stage, the memory bank's tokens, shape ``(M, width)``; ``M`` is 0 zero-shot.
+        map_range: Minimum and maximum that the few-shot map's maximum is scaled by, shape ``(2,)``.
+    """
+
+    text_features: Tensor
+    reference_tokens: tuple[Tensor, ...]
+    map_range: Tensor
+
+    @property
+    def is_few_shot(self) -> bool:
+        """Whether there are reference tokens."""
+        return len(self.reference_tokens[0]) > 0
+
+
+class SetupState(nn.Module):
+    """Holds the current setup of a model: the record, and the tensors that belong to it.
+
+    Several threads may use one model. Tensors are replaced and never written into, and always under the lock, so that
+    :meth:`tensors` returns tensors that belong together.
+
+    Args:
+        embed_dim: Dimensions ``D`` of CLIP's joint space.
+        width: Dimensions of a patch token.
+        number_of_banks: Number of reference stages.
+
+    Attributes:
+        record: What the model is set up for. It is replaced, never changed.
+        text_features: Normal and abnormal text feature, shape ``(2, D)``, each of length 1.
+        map_range: Minimum and maximum that the few-shot map's maximum is scaled by, shape ``(2,)``.
+        memory_banks: One per reference stage.
+    """
+
+    def __init__(self, embed_dim: int, width: int, number_of_banks: int) -> None:
+        super().__init__()
+        self.record = Setup()
+        self.memory_banks = nn.ModuleList(MemoryBank(width) for _ in range(number_of_banks))
+        self.register_buffer("text_features", torch.zeros(2, embed_dim))
+        self.register_buffer("map_range", torch.tensor([0.0, 1.0]))
+        self.text_features: Tensor
+        self.map_range: Tensor
+        self._lock = RLock()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other threads from reading or replacing the setup. A lock cannot be exported, so graphs do without."""
+        with nullcontext() if torch.compiler.is_compiling() else self._lock:
+            yield
+
+    def tensors(self) -> SetupTensors:
+        """Return the tensors of the current setup."""
+        with self.locked():
+            return SetupTensors(self.text_features, tuple(bank.tokens for bank in self.banks), self.map_range)
+
+    def replace(
+        self, record: Setup, text_features: Tensor | None = None, tokens: Sequence[Tensor] | None = None
+    ) -> None:
+        """Replace the record together with the tensors that belong to it.
+
+        Args:
+            record: The new record.
+            text_features: New text features, shape ``(2, D)``. ``None``: they stay.
+            tokens: New reference tokens per stage, shape ``(K, P, width)``; an empty sequence empties the banks.
+                ``None``: they stay.
+        """
+        with self.locked(), torch.inference_mode(mode=False), torch.no_grad():
+            self.record = record
+            if text_features is not None:
+                self.text_features = text_features.to(self.text_features, copy=True)
+            if tokens is not None:
+                for bank in self.banks:
+                    bank.clear()
+                self._add(tokens)
+
+    def add(self, tokens: Sequence[Tensor], files: Sequence[str]) -> None:
+        """Add reference images.
+
+        Args:
+            tokens: Reference tokens per stage, shape ``(K, P, width)``.
+            files: Paths of the images; empty if unknown.
+        """
+        with self.locked(), torch.inference_mode(mode=False), torch.no_grad():
+            references = self.record.references
+            references = replace(references, files=(*references.files, *files), origin="call")
+            self.record = replace(self.record, references=references)
+            self._add(tokens)
+
+    def calibrate(self, minimum: float | Tensor, maximum: float | Tensor) -> None:
+        """Set the range that the few-shot map's maximum is scaled by.
+
+        Args:
+            minimum: Smallest map maximum over a set of images.
+            maximum: Largest map maximum over the same images.
+        """
+        bounds = torch.stack([torch.as_tensor(minimum), torch.as_tensor(maximum)])
+        with self.locked(), torch.inference_mode(mode=False):
+            self.map_range = bounds.detach().to(self.map_range, copy=True)
+
+    @property
+    def banks(self) -> list[MemoryBank]:
+        """The memory banks, one per reference stage."""
+        return cast("list[MemoryBank]", list(self.memory_banks))
+
+    def _add(self, tokens: Sequence[Tensor]) -> None:
+        if tokens:
+            for bank, stage in zip(self.banks, tokens, strict=True):
+                bank.add(stage)
+
+    def _load_from_state_dict(self, *args: Any) -> None:  # noqa: ANN401
+        self.text_features, self.map_range = torch.empty_like(self.text_features), torch.empty_like(self.map_range)
+        super()._load_from_state_dict(*args)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the lock, which belongs to this process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._lock = RLock()
