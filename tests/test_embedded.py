@@ -12,7 +12,7 @@ from anomalib.engine import Engine
 
 import anomalib_aprilgan
 from anomalib_aprilgan import AprilGan, AprilGanModel, embedded
-from anomalib_aprilgan.demo.scenes import AUXILIARY_KINDS, HELD_OUT_KINDS, KINDS
+from anomalib_aprilgan.demo.drawing.scenes import AUXILIARY_KINDS, HELD_OUT_KINDS, KINDS
 from anomalib_aprilgan.embedded import (
     BACKBONE,
     DEFAULTS,

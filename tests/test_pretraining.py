@@ -14,9 +14,9 @@ from anomalib_aprilgan.adapters import StageAdapters, read_adapters
 from anomalib_aprilgan.cli import main
 from anomalib_aprilgan.clip import encode_image
 from anomalib_aprilgan.demo import pretraining
+from anomalib_aprilgan.demo.drawing.scenes import HELD_OUT_KINDS, INVENTIONS
 from anomalib_aprilgan.demo.pairs import Batch, Pairs, captions, draw_pairs, words_of_captions
 from anomalib_aprilgan.demo.pretraining import losses
-from anomalib_aprilgan.demo.scenes import HELD_OUT_KINDS, INVENTIONS
 from anomalib_aprilgan.embedded import BACKBONE, IMAGE_SIZE, LAYERS
 from anomalib_aprilgan.prompts import prompt_ensemble
 from anomalib_aprilgan.towers import build_towers, tokenizer_of

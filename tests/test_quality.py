@@ -14,8 +14,8 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_aprilgan import AprilGanModel
-from anomalib_aprilgan.demo.defects import DEFECTS
-from anomalib_aprilgan.demo.scenes import HELD_OUT_KINDS, Pixels, render, render_pair
+from anomalib_aprilgan.demo.drawing.defects import DEFECTS
+from anomalib_aprilgan.demo.drawing.scenes import HELD_OUT_KINDS, Pixels, render, render_pair
 from anomalib_aprilgan.embedded import BACKBONE, IMAGE_SIZE, LAYERS
 from anomalib_aprilgan.pre_processing import AprilGanPreProcessor
 

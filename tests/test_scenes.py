@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from numpy.random import default_rng
 
-from anomalib_aprilgan.demo import scenes
-from anomalib_aprilgan.demo.defects import DEFECTS, HELD_OUT_DEFECTS, add_defect
-from anomalib_aprilgan.demo.inventions import INVENTED_OBJECTS
-from anomalib_aprilgan.demo.objects import OBJECTS, draw_object
-from anomalib_aprilgan.demo.scenes import (
+from anomalib_aprilgan.demo.drawing import scenes
+from anomalib_aprilgan.demo.drawing.defects import DEFECTS, HELD_OUT_DEFECTS, add_defect
+from anomalib_aprilgan.demo.drawing.inventions import INVENTED_OBJECTS
+from anomalib_aprilgan.demo.drawing.objects import OBJECTS
+from anomalib_aprilgan.demo.drawing.scenes import (
     AUXILIARY_DEFECTS,
     AUXILIARY_KINDS,
     HELD_OUT_KINDS,
@@ -17,7 +17,8 @@ from anomalib_aprilgan.demo.scenes import (
     render,
     render_pair,
 )
-from anomalib_aprilgan.demo.surfaces import SURFACES
+from anomalib_aprilgan.demo.drawing.sheet import draw_object
+from anomalib_aprilgan.demo.drawing.surfaces import SURFACES
 
 SIZE = 64
 

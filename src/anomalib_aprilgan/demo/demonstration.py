@@ -13,12 +13,12 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.table import Table
 
-from anomalib_aprilgan.demo.defects import HELD_OUT_DEFECTS
+from anomalib_aprilgan.demo.drawing.defects import HELD_OUT_DEFECTS
+from anomalib_aprilgan.demo.drawing.scenes import AUXILIARY_DEFECTS, AUXILIARY_KINDS, HELD_OUT_KINDS
 from anomalib_aprilgan.demo.experiment import measure_category, train_adapters
 from anomalib_aprilgan.demo.findings import Example, Findings
 from anomalib_aprilgan.demo.page import write_page
 from anomalib_aprilgan.demo.sample_data import write_sample_data
-from anomalib_aprilgan.demo.scenes import AUXILIARY_DEFECTS, AUXILIARY_KINDS, HELD_OUT_KINDS
 from anomalib_aprilgan.quiet import quietly
 
 __all__ = ["demonstrate"]

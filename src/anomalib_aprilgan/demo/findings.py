@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anomalib_aprilgan.demo.canvas import Array
+from anomalib_aprilgan.demo.drawing.canvas import Array
 
 __all__ = ["METRICS", "Example", "Findings", "Prediction"]
 

@@ -13,7 +13,7 @@ from anomalib.visualization.image.functional import apply_colormap, overlay_imag
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from anomalib_aprilgan.demo.canvas import Array
+from anomalib_aprilgan.demo.drawing.canvas import Array
 from anomalib_aprilgan.demo.findings import Example, Findings
 from anomalib_aprilgan.embedded import BACKBONE
 

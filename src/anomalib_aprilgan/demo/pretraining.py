@@ -33,12 +33,12 @@ from torch.optim import AdamW
 
 from anomalib_aprilgan.adapters import StageAdapters
 from anomalib_aprilgan.clip import encode_causal, encode_image
-from anomalib_aprilgan.demo.defects import DEFECTS, HELD_OUT_DEFECTS
+from anomalib_aprilgan.demo.drawing.defects import DEFECTS, HELD_OUT_DEFECTS
+from anomalib_aprilgan.demo.drawing.scenes import HELD_OUT_KINDS
 from anomalib_aprilgan.demo.experiment import measure_category, train_adapters
 from anomalib_aprilgan.demo.findings import METRICS
 from anomalib_aprilgan.demo.pairs import UNKNOWN, Batch, Pairs, draw_pairs, words_of_captions
 from anomalib_aprilgan.demo.sample_data import DATA_SETS, write_sample_data
-from anomalib_aprilgan.demo.scenes import HELD_OUT_KINDS
 from anomalib_aprilgan.embedded import ADAPTERS, BACKBONE, CONFIG, IMAGE_SIZE, LAYERS, TAG, WEIGHTS
 from anomalib_aprilgan.quiet import quietly
 from anomalib_aprilgan.towers import Towers, build_towers, tokenizer_of

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from anomalib_aprilgan.demo.defects import DEFECTS
-from anomalib_aprilgan.demo.photographs import PHOTOGRAPHS
-from anomalib_aprilgan.demo.scenes import (
+from anomalib_aprilgan.demo.drawing.defects import DEFECTS
+from anomalib_aprilgan.demo.drawing.photographs import PHOTOGRAPHS
+from anomalib_aprilgan.demo.drawing.scenes import (
     AUXILIARY_DEFECTS,
     AUXILIARY_KINDS,
     HELD_OUT_KINDS,
@@ -44,8 +44,8 @@ def write_sample_data(
 
     Args:
         root: Folder of the data set.
-        categories: Kinds of surfaces, objects or photographs; names from :data:`~anomalib_aprilgan.demo.scenes.KINDS`.
-        defects: Names from :data:`~anomalib_aprilgan.demo.defects.DEFECTS`.
+        categories: Names from :data:`~anomalib_aprilgan.demo.drawing.scenes.KINDS`.
+        defects: Names from :data:`~anomalib_aprilgan.demo.drawing.defects.DEFECTS`.
         size: Height and width of the images in pixels.
         train: Normal training images per category.
         test: Test images per category, of normal ones and of each defect.

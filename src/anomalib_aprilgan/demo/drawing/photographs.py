@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from anomalib_aprilgan.demo.canvas import Array
+from anomalib_aprilgan.demo.drawing.canvas import Array
 
 __all__ = ["PHOTOGRAPHS"]
 

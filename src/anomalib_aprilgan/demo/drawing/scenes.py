@@ -10,12 +10,13 @@ import numpy as np
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
-from anomalib_aprilgan.demo.canvas import Array, coordinates
-from anomalib_aprilgan.demo.defects import DEFECTS, HELD_OUT_DEFECTS, add_defect
-from anomalib_aprilgan.demo.inventions import INVENTED_OBJECTS, INVENTED_SURFACES
-from anomalib_aprilgan.demo.objects import OBJECTS, Scene, draw_object
-from anomalib_aprilgan.demo.photographs import PHOTOGRAPHS
-from anomalib_aprilgan.demo.surfaces import SURFACES
+from anomalib_aprilgan.demo.drawing.canvas import Array, coordinates
+from anomalib_aprilgan.demo.drawing.defects import DEFECTS, HELD_OUT_DEFECTS, add_defect
+from anomalib_aprilgan.demo.drawing.inventions import INVENTED_OBJECTS, INVENTED_SURFACES
+from anomalib_aprilgan.demo.drawing.objects import OBJECTS
+from anomalib_aprilgan.demo.drawing.photographs import PHOTOGRAPHS
+from anomalib_aprilgan.demo.drawing.sheet import Scene, draw_object
+from anomalib_aprilgan.demo.drawing.surfaces import SURFACES
 
 __all__ = [
     "AUXILIARY_DEFECTS",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.random import Generator
 
-from anomalib_aprilgan.demo.canvas import (
+from anomalib_aprilgan.demo.drawing.canvas import (
     Array,
     box,
     cells,
@@ -28,8 +28,8 @@ from anomalib_aprilgan.demo.canvas import (
     sawtooth,
     tinted,
 )
-from anomalib_aprilgan.demo.objects import Painter, Sheet
-from anomalib_aprilgan.demo.surfaces import Surface, frame, is_even, tone_of
+from anomalib_aprilgan.demo.drawing.sheet import Painter, Sheet
+from anomalib_aprilgan.demo.drawing.surfaces.texture import Surface, frame, is_even, tone_of
 
 __all__ = ["INVENTED_OBJECTS", "INVENTED_SURFACES"]
 
