@@ -9,6 +9,7 @@ PACKAGE = Path(anomalib_aprilgan.__file__).parent
 
 LAYOUT = """
 cli
+pretraining
 demo | comparison
 lightning_model | datamodule | quiet_engine | authors_protocol
 export products quantization

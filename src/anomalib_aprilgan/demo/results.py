@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a demonstration finds, for the table and the page."""
+"""Results of the demonstration, from which the printed table and the page are made."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,20 +10,20 @@ import numpy as np
 
 from anomalib_aprilgan.demo.drawing.canvas import Array
 
-__all__ = ["METRICS", "Example", "Findings", "Prediction"]
+__all__ = ["METRICS", "DemoResults", "Example", "Prediction"]
 
 METRICS = ("image_AUROC", "pixel_AUROC")
-"""Metrics in the table, by anomalib's names."""
+"""Metrics in the table, with anomalib's names."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of an image.
+    """A model's prediction for an image.
 
     Attributes:
-        score: Image score in [0, 1]; above 0.5 it is called anomalous.
-        label: Whether it is called anomalous.
-        anomaly_map: Shape (H, W) in [0, 1]; above 0.5 a pixel is called anomalous.
+        score: Image score in [0, 1].
+        label: Whether the image is predicted anomalous (score above 0.5).
+        anomaly_map: Pixel scores, shape (H, W), in [0, 1]; a pixel is predicted anomalous above 0.5.
     """
 
     score: float
@@ -33,12 +33,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Example:
-    """A test image and what was said of it.
+    """A test image with its predictions.
 
     Attributes:
-        path: Its file.
-        mask: Its mask's file; ``None`` for a normal image.
-        predictions: By number of reference images: 0 and ``k_shot``.
+        path: Image file.
+        mask: Mask file; ``None`` for a normal image.
+        predictions: Prediction by number of reference images, 0 and ``k_shot``.
     """
 
     path: Path
@@ -47,18 +47,18 @@ class Example:
 
 
 @dataclass
-class Findings:
-    """What a demonstration found.
+class DemoResults:
+    """Results of a demonstration.
 
     Attributes:
-        seed: Its seed.
-        k_shot: Number of reference images, where there are any.
-        epochs: How often the adapters saw each image.
-        trained_on: Number of categories and of images that the adapters were trained on.
-        metrics: By category and number of reference images, the metrics' values in [0, 1].
-        references: By category, the reference images' files.
-        examples: A handful of test images: of each category the first of one defect, and good ones.
-        seconds: How long it took.
+        seed: Random seed.
+        k_shot: Number of reference images in the few-shot test.
+        epochs: Epochs of the adapters' training.
+        trained_on: Number of categories and number of images that the adapters were trained on.
+        metrics: Metrics in [0, 1] by category and number of reference images.
+        references: Files of the reference images by category.
+        examples: Some test images: of each category the first image of one defect, of some also the first normal image.
+        seconds: Run time.
     """
 
     seed: int
@@ -72,7 +72,7 @@ class Findings:
 
     @property
     def rows(self) -> list[tuple[str, list[float]]]:
-        """The table: by category, and last of all their mean, the metrics zero-shot and then few-shot."""
+        """Rows of the table: name and values of each category, then of their mean."""
         rows = [
             (category, [self.metrics[category, shots][name] for shots in (0, self.k_shot) for name in METRICS])
             for category in self.references
@@ -81,6 +81,6 @@ class Findings:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the rows' values."""
+        """Headings of the values: zero-shot metrics, then few-shot metrics."""
         shots = ("zero-shot", f"{self.k_shot}-shot")
         return [f"{name}\n{metric.replace('_', ' ')}" for name in shots for metric in METRICS]

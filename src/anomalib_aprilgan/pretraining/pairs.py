@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the embedded CLIP is pre-trained on: pairs of pictures, drawn ahead into files, and their captions."""
+"""Training data of the embedded CLIP: pairs of the same image without and with a defect, stored in files."""
 
 import json
 from concurrent.futures import ProcessPoolExecutor
@@ -21,29 +21,33 @@ from torch import Tensor
 from anomalib_aprilgan.demo.drawing.scenes import AUXILIARY_DEFECTS, AUXILIARY_KINDS, INVENTIONS, render_pair
 from anomalib_aprilgan.embedded import CONFIG, IMAGE_SIZE
 from anomalib_aprilgan.pre_processing import CLIP_MEAN, CLIP_STD
-from anomalib_aprilgan.prompts import ABNORMAL_STATES, NORMAL_STATES, TEMPLATES
+from anomalib_aprilgan.pretraining.captions import NAMED_KINDS, captions
 
-__all__ = ["UNKNOWN", "Batch", "Pairs", "captions", "draw_pairs", "words_of_captions"]
+__all__ = ["Batch", "Pairs", "draw_pairs"]
 
 GRID = IMAGE_SIZE // int(json.loads(CONFIG.read_text(encoding="utf-8"))["vision_cfg"]["patch_size"])
-DRAWN_AT = 128
-"""Height and width in pixels at which pictures are drawn, before they are resized like any image."""
+"""Patches along each side of an image."""
+
+DRAWN_SIZE = 128
+"""Height and width in pixels at which images are drawn; they are then resized to the model's input size."""
 
 PAIRS_PER_FILE = 500
 
-INVENTED = 0.5
-"""Part of the pairs that show something invented."""
-
-NAMED_KINDS = tuple(kind for kind in AUXILIARY_KINDS if kind not in INVENTIONS)
-
-UNKNOWN = "thing"
-"""The word that stands for every word that is in no caption."""
-
-NAMELESS = (UNKNOWN, f"{UNKNOWN} {UNKNOWN}", f"{UNKNOWN} {UNKNOWN} {UNKNOWN}", "object", "surface")
+INVENTED_FRACTION = 0.5
+"""Fraction of the pairs that show an invented kind."""
 
 
 def draw_pairs(folder: Path, pairs: int, seed: int) -> list[Path]:
-    """Draw pairs into files, of which those that are there stay, on all processors."""
+    """Draw pairs of images into files, on all processors. Files that exist already are kept.
+
+    Args:
+        folder: Folder of the files.
+        pairs: Number of pairs.
+        seed: Random seed.
+
+    Returns:
+        The files.
+    """
     sizes = [min(PAIRS_PER_FILE, pairs - first) for first in range(0, pairs, PAIRS_PER_FILE)]
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         drawn = pool.map(_draw_file, repeat(folder), range(len(sizes)), sizes, repeat(seed))
@@ -59,10 +63,10 @@ def _draw_file(folder: Path, number: int, size: int, seed: int) -> Path:
     masks = np.empty((size, GRID, GRID), np.uint8)
     kinds, defects = (np.empty(size, np.int16) for _ in range(2))
     for i in range(size):
-        kind = str(rng.choice(INVENTIONS if rng.random() < INVENTED else NAMED_KINDS))
+        kind = str(rng.choice(INVENTIONS if rng.random() < INVENTED_FRACTION else NAMED_KINDS))
         kinds[i], defects[i] = AUXILIARY_KINDS.index(kind), rng.integers(len(AUXILIARY_DEFECTS))
         look, picture = (int(seed_) for seed_ in rng.integers(1 << 40, size=2))
-        pair = render_pair(kind, AUXILIARY_DEFECTS[defects[i]], look, picture, DRAWN_AT)
+        pair = render_pair(kind, AUXILIARY_DEFECTS[defects[i]], look, picture, DRAWN_SIZE)
         for state, pixels in enumerate((pair.normal, pair.abnormal)):
             images[i, state] = _resized(pixels, IMAGE_SIZE, Image.Resampling.BICUBIC)
         masks[i] = _resized(pair.mask, GRID, Image.Resampling.BOX)
@@ -76,14 +80,14 @@ def _resized(pixels: NDArray[np.uint8], size: int, resampling: Image.Resampling)
 
 
 class Batch(NamedTuple):
-    """``B`` pairs.
+    """A batch of ``B`` pairs.
 
     Attributes:
-        images: Normalised, shape ``(B, 2, 3, H, W)``: without and with the defect.
-        covered: How far the defect covers each patch, shape ``(B, P)`` in [0, 1].
-        captions: Two per pair.
+        images: Normalised images without and with the defect, shape ``(B, 2, 3, H, W)``.
+        covered: Fraction of each patch that the defect covers, shape ``(B, P)``, in [0, 1].
+        captions: Two captions per pair: normal, abnormal.
         is_named: Whether the captions name the kind, shape ``(B,)``.
-        kinds: Numbers of the kinds, shape ``(B,)``.
+        kinds: Index of each pair's kind, shape ``(B,)``.
     """
 
     images: Tensor
@@ -94,10 +98,10 @@ class Batch(NamedTuple):
 
 
 class Pairs:
-    """All pairs, in memory.
+    """All pairs, loaded into memory.
 
     Args:
-        files: Where they are.
+        files: Files of :func:`draw_pairs`.
     """
 
     def __init__(self, files: list[Path]) -> None:
@@ -110,7 +114,18 @@ class Pairs:
         return len(self.images)
 
     def batch(self, size: int, rng: Generator) -> Batch:
-        """Draw a batch: each pair turned, mirrored and with exchanged colour channels at random, and captioned."""
+        """Choose pairs at random, augment them and write their captions.
+
+        Both images of a pair are rotated by a multiple of 90 degrees, mirrored and have their colour channels permuted
+        in the same way.
+
+        Args:
+            size: Number of pairs, at most the number of all pairs.
+            rng: Random generator.
+
+        Returns:
+            The batch.
+        """
         chosen = rng.choice(len(self.images), min(size, len(self.images)), replace=False)
         images, masks = self.images[chosen], self.masks[chosen]
         texts: list[str] = []
@@ -122,8 +137,10 @@ class Pairs:
                 images[i], masks[i] = images[i][:, :, ::-1], masks[i][:, ::-1]
             if rng.random() < 0.5:  # noqa: PLR2004
                 images[i] = images[i][..., rng.permutation(3)]
-            *twins, named = captions(AUXILIARY_KINDS[self.kinds[number]], AUXILIARY_DEFECTS[self.defects[number]], rng)
-            texts += twins
+            normal, abnormal, named = captions(
+                AUXILIARY_KINDS[self.kinds[number]], AUXILIARY_DEFECTS[self.defects[number]], rng
+            )
+            texts += [normal, abnormal]
             is_named.append(named)
         return Batch(
             ((torch.from_numpy(images) / 255 - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)).movedim(-1, 2),
@@ -132,33 +149,3 @@ class Pairs:
             torch.tensor(is_named),
             torch.from_numpy(self.kinds[chosen]).long(),
         )
-
-
-def captions(kind: str, defect: str, rng: Generator) -> tuple[str, str, bool]:
-    """A caption without and one with a defect, alike but for the state, and whether they name the kind.
-
-    Names are written with and without underscore. Some captions have a word without meaning in the name's place, so
-    that a name that is in no caption can be used later; what is invented never has a name.
-    """
-    is_named = bool(rng.random() < 0.7 and kind not in INVENTIONS)  # noqa: PLR2004
-    kind = kind if rng.random() < 0.3 else kind.replace("_", " ")  # noqa: PLR2004
-    name = kind if is_named else str(rng.choice(NAMELESS))
-    template = str(rng.choice(TEMPLATES))
-    abnormal = str(rng.choice([*ABNORMAL_STATES, *ABNORMAL_STATES, _with(defect)]))
-    return (
-        template.format(str(rng.choice(NORMAL_STATES)).format(name)),
-        template.format(abnormal.format(name)),
-        is_named,
-    )
-
-
-def _with(defect: str) -> str:
-    return "{} with a " + defect.replace("_", " ")
-
-
-def words_of_captions() -> list[str]:
-    """Sentences that hold every word of every caption."""
-    kinds = {name for kind in NAMED_KINDS for name in (kind, kind.replace("_", " "))}
-    states = [*NORMAL_STATES, *ABNORMAL_STATES, *map(_with, AUXILIARY_DEFECTS)]
-    sentences = [state.format(name) for state in states for name in (*kinds, *NAMELESS)]
-    return [*sentences, *(template.format(UNKNOWN) for template in TEMPLATES)]
