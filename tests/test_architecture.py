@@ -27,7 +27,7 @@ BOXES = [
     (depth, frozenset(box.split())) for depth, line in enumerate(LAYOUT.strip().splitlines()) for box in line.split("|")
 ]
 
-WITHOUT_MODELS = ("demo.drawing.scenes", "demo.sample_data", "comparison.report")
+WITHOUT_MODELS = ("demo.drawing.scenes", "demo.sample_data", "pretraining.drawn_files", "comparison.report")
 """Modules that, with all that they import of ours, work without torch, Lightning and open_clip."""
 
 

@@ -17,8 +17,9 @@ from anomalib_aprilgan.demo.drawing.scenes import HELD_OUT_KINDS, INVENTIONS
 from anomalib_aprilgan.embedded import BACKBONE, IMAGE_SIZE, LAYERS
 from anomalib_aprilgan.pretraining import command, training
 from anomalib_aprilgan.pretraining.captions import captions, vocabulary_sentences
+from anomalib_aprilgan.pretraining.drawn_files import draw_pairs
 from anomalib_aprilgan.pretraining.losses import losses
-from anomalib_aprilgan.pretraining.pairs import Batch, Pairs, draw_pairs
+from anomalib_aprilgan.pretraining.pairs import Batch, Pairs
 from anomalib_aprilgan.prompts import prompt_ensemble
 from anomalib_aprilgan.towers import build_towers, tokenizer_of
 

@@ -21,7 +21,8 @@ from anomalib_aprilgan.demo.results import METRICS
 from anomalib_aprilgan.demo.sample_data import DATA_SETS, write_sample_data
 from anomalib_aprilgan.embedded import ADAPTERS, BACKBONE, TAG, WEIGHTS
 from anomalib_aprilgan.pretraining.captions import UNKNOWN, vocabulary_sentences
-from anomalib_aprilgan.pretraining.pairs import Pairs, draw_pairs
+from anomalib_aprilgan.pretraining.drawn_files import draw_pairs
+from anomalib_aprilgan.pretraining.pairs import Pairs
 from anomalib_aprilgan.pretraining.training import GREATEST_TEMPERATURE, train
 from anomalib_aprilgan.quiet import quietly
 from anomalib_aprilgan.towers import Towers, tokenizer_of
