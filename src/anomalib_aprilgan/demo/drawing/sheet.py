@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The sheet that objects are painted on."""
+"""Painting of objects on a plain background."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -25,20 +25,20 @@ __all__ = ["Painter", "Scene", "Sheet", "draw_object"]
 
 
 class Sheet:
-    """A picture in the making.
+    """A background, on which a painter paints one object.
 
     Args:
-        look: Decides the sheet below the object and the object's pose, as far as the category shares them.
-        rng: Decides the rest.
+        look: Random generator of everything that all pictures of a category share: background, pose, colours, sizes.
+        rng: Random generator of everything that differs between them.
         n: Height and width in pixels.
 
     Attributes:
-        look: As given; what it decides is the same in every picture of a category.
-        x: The object's own coordinates; it reaches some 0.7 around their origin.
-        y: As x.
-        picture: What has been painted so far.
-        bare: The sheet without the object.
-        silhouette: Where the object covers the sheet.
+        look: As given.
+        x: Coordinates of the object, which reaches about 0.7 from their origin.
+        y: Coordinates of the object.
+        picture: The picture so far, shape ``(n, n, 3)``.
+        bare: The background alone, shape ``(n, n, 3)``.
+        silhouette: Coverage by the object, shape ``(n, n)``.
     """
 
     def __init__(self, look: Generator, rng: Generator, n: int) -> None:
@@ -60,10 +60,10 @@ class Sheet:
         """Paint a shape.
 
         Args:
-            distance: Signed distance to its outline.
-            tone: Its colour.
-            bevel: Width of its rounded rim; negative for a hollow.
-            shadow: Whether it throws a shadow on what lies below.
+            distance: Signed distance to the outline.
+            tone: Colour.
+            bevel: Width of the rounded rim; negative for a hollow.
+            shadow: Whether the shape casts a shadow.
         """
         n = distance.shape[0]
         if shadow:
@@ -78,7 +78,7 @@ class Sheet:
         self.silhouette = np.maximum(self.silhouette, covered)
 
     def cut(self, distance: Array) -> None:
-        """Cut a shape out of the object, down to the sheet."""
+        """Cut a shape out of the object, so that the background is seen."""
         covered = coverage(distance)
         self.picture = over(self.picture, self.bare * np.float32(0.8), covered)
         self.silhouette = self.silhouette * (1 - covered)
@@ -89,7 +89,7 @@ class Sheet:
         saturation: tuple[float, float] = (0.1, 0.8),
         value: tuple[float, float] = (0.3, 0.9),
     ) -> Array:
-        """A colour of the category that stands out from the sheet."""
+        """Choose a colour that differs from the background; the same in all pictures of a category."""
         for _ in range(20):
             tone = colour(self.look, hue, saturation, value)
             if np.abs(tone - self._ground).max() > 0.25:
@@ -97,15 +97,15 @@ class Sheet:
         return tone
 
     def metal(self) -> Array:
-        """A grey, or a metal's colour."""
+        """Choose the colour of a metal."""
         return self.tone((0.08, 0.15), (0, 0.15) if self.look.random() < 0.6 else (0.4, 0.7), (0.45, 0.9))
 
     def between(self, low: float, high: float) -> float:
-        """A measure of the category."""
+        """Choose a number between two limits; the same in all pictures of a category."""
         return float(self.look.uniform(low, high))
 
     def number(self, low: int, high: int) -> int:
-        """A number of the category, both ends included."""
+        """Choose an integer, both limits included; the same in all pictures of a category."""
         return int(self.look.integers(low, high + 1))
 
 
@@ -113,12 +113,12 @@ Painter = Callable[[Sheet], None]
 
 
 class Scene(NamedTuple):
-    """A finished picture of an object.
+    """A picture of an object or a surface, before the camera.
 
     Attributes:
-        picture: Shape (n, n, 3).
-        bare: The same without the object.
-        silhouette: Where the object is, shape (n, n).
+        picture: The picture, shape ``(n, n, 3)``.
+        bare: What is seen where a part is missing, shape ``(n, n, 3)``.
+        silhouette: Coverage by the object or surface, shape ``(n, n)``.
     """
 
     picture: Array
@@ -127,7 +127,17 @@ class Scene(NamedTuple):
 
 
 def draw_object(painter: Painter, look: Generator, rng: Generator, n: int) -> Scene:
-    """Paint an object on a new sheet."""
+    """Paint an object on a new sheet.
+
+    Args:
+        painter: Function that paints the object.
+        look: Random generator of everything that all pictures of a category share.
+        rng: Random generator of everything that differs between them.
+        n: Height and width in pixels.
+
+    Returns:
+        The scene.
+    """
     sheet = Sheet(look, rng, n)
     painter(sheet)
     return Scene(sheet.picture, sheet.bare, sheet.silhouette)

@@ -3,7 +3,7 @@
 
 """Kinds of defects.
 
-Each function takes a scene and returns the picture with the defect, and how far the defect covers each pixel.
+Each function takes a scene and returns the picture with the defect, and the defect's coverage of each pixel.
 """
 
 import cv2
@@ -26,22 +26,21 @@ DEFECTS: dict[str, Defect] = {
 }  # fmt: skip
 """Defects by name."""
 
-
 HELD_OUT_DEFECTS = ("crack", "hole")
 """Defects that are kept out of pre-training and of the training of adapters."""
 
 
 def add_defect(name: str, scene: Scene, rng: Generator) -> Drawn:
-    """Put a defect into a scene so that it can be seen.
+    """Add a visible defect to a scene.
 
-    A defect that hardly differs from what it covers, or is too small, is drawn again; the clearest of six counts. It is
-    clear if the change within its mask is larger than the texture's own variation there (0.12 + 1.2 times the local
-    mean deviation), over 0.6 % of the picture or more.
+    Visibility is the mean change within the mask, divided by 0.12 + 1.2 times the texture's local mean deviation, and
+    reduced in proportion if the mask covers less than 0.6 % of the picture. The defect is drawn until its visibility
+    exceeds 1, at most six times, and the most visible one is returned.
 
     Args:
         name: Name from :data:`DEFECTS`.
         scene: Picture without defect.
-        rng: Decides on place and form.
+        rng: Random generator of position and shape.
 
     Returns:
         The picture with the defect, and its mask (0 or 1), shape ``(n, n)``.

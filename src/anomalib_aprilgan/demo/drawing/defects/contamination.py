@@ -24,11 +24,11 @@ PATCHES = (
     "denim",
     "concrete",
 )
-"""Surfaces that a wrong texture is cut from."""
+"""Surfaces that a wrong texture is taken from."""
 
 
 def stain(scene: Scene, rng: Generator) -> Drawn:
-    """A soft blot that tints what lies below."""
+    """A soft blot that tints the material."""
     x, y = frame(scene, rng)
     covered = coverage(blob(rng, x, y, rng.uniform(0.16, 0.36)), rng.uniform(0.03, 0.1)) * scene.silhouette
     tint = contrasting(scene, rng, (0.0, 0.6))
@@ -37,7 +37,7 @@ def stain(scene: Scene, rng: Generator) -> Drawn:
 
 
 def spots(scene: Scene, rng: Generator) -> Drawn:
-    """A handful of small specks that lie close together."""
+    """Two to six small specks close together."""
     x, y = frame(scene, rng)
     tone = contrasting(scene, rng)
     specks = [
@@ -49,7 +49,7 @@ def spots(scene: Scene, rng: Generator) -> Drawn:
 
 
 def fibre(scene: Scene, rng: Generator) -> Drawn:
-    """A curled thread that lies on top and throws a shadow."""
+    """A curled thread with a shadow."""
     x, y = frame(scene, rng)
     turns = np.cumsum(rng.normal(rng.normal(0, 0.15), 0.3, 14))
     steps = np.stack([np.cos(turns), np.sin(turns)], axis=-1) * rng.uniform(0.05, 0.09)
@@ -63,7 +63,7 @@ def fibre(scene: Scene, rng: Generator) -> Drawn:
 
 
 def discolouration(scene: Scene, rng: Generator) -> Drawn:
-    """A region whose colour has changed, while the texture is still there."""
+    """A region of another colour with the same texture."""
     x, y = frame(scene, rng)
     covered = coverage(blob(rng, x, y, rng.uniform(0.2, 0.4), 0.3), rng.uniform(0.02, 0.08)) * scene.silhouette
     grey = scene.picture.mean(-1, keepdims=True)

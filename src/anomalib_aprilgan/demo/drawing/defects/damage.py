@@ -13,7 +13,7 @@ from anomalib_aprilgan.demo.drawing.sheet import Scene
 
 
 def scratch(scene: Scene, rng: Generator) -> Drawn:
-    """One to three thin, gently bent lines, brighter or darker than what they cross."""
+    """One to three thin, slightly bent lines, brighter or darker than the material."""
     x, y = frame(scene, rng)
     bright = rng.random() < 0.6
     distance = np.full_like(x, 9)
@@ -28,7 +28,7 @@ def scratch(scene: Scene, rng: Generator) -> Drawn:
 
 
 def dent(scene: Scene, rng: Generator) -> Drawn:
-    """A hollow: light on one side, dark on the other, and the texture is drawn in."""
+    """A hollow: light on one side, dark on the other, with a distorted texture."""
     n = len(scene.silhouette)
     x, y = frame(scene, rng)
     radius = rng.uniform(0.18, 0.34)
@@ -45,7 +45,7 @@ def dent(scene: Scene, rng: Generator) -> Drawn:
 
 
 def missing_part(scene: Scene, rng: Generator) -> Drawn:
-    """A piece has broken off, and what lies below is seen."""
+    """A piece has broken off."""
     x, y = frame(scene, rng, at_rim=True)
     shape = blob(rng, x, y, rng.uniform(0.22, 0.4), 0.3)
     covered = coverage(shape) * scene.silhouette
@@ -54,7 +54,7 @@ def missing_part(scene: Scene, rng: Generator) -> Drawn:
 
 
 def crease(scene: Scene, rng: Generator) -> Drawn:
-    """A fold: a straight ridge with light on one side and shade on the other."""
+    """A fold: a straight ridge, light on one side and dark on the other."""
     x, y = frame(scene, rng)
     length, width = rng.uniform(0.35, 0.7), rng.uniform(0.05, 0.1)
     fade = np.clip((length - np.abs(x)) * 6, 0, 1)
@@ -88,7 +88,7 @@ def crack(scene: Scene, rng: Generator) -> Drawn:
 
 
 def hole(scene: Scene, rng: Generator) -> Drawn:
-    """A dark opening with a lit rim."""
+    """A dark opening with a bright rim."""
     x, y = frame(scene, rng)
     shape = blob(rng, x, y * rng.uniform(0.7, 1.3), rng.uniform(0.11, 0.24), 0.2)
     depth = coverage(shape, 0.08)

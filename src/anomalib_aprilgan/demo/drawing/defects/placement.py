@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Where a defect lies, its colour and its lines."""
+"""Functions that all kinds of defects use: position, colour and curved lines."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ Defect = Callable[[Scene, Generator], Drawn]
 
 
 def _place(scene: Scene, rng: Generator, at_rim: bool = False) -> tuple[float, float]:
-    """A random point of the object, or one on its rim."""
+    """Choose a random point of the object, or of its rim."""
     n = len(scene.silhouette)
     solid = scene.silhouette > 0.9
     if at_rim and not solid.all():
@@ -31,12 +31,12 @@ def _place(scene: Scene, rng: Generator, at_rim: bool = False) -> tuple[float, f
 
 
 def frame(scene: Scene, rng: Generator, at_rim: bool = False) -> tuple[Array, Array]:
-    """Coordinates around a random point of the object, turned at random."""
+    """Coordinates around a random point of the object, with a random rotation."""
     return rotated(*coordinates(len(scene.silhouette)), rng.uniform(0, 2 * np.pi), _place(scene, rng, at_rim))
 
 
 def contrasting(scene: Scene, rng: Generator, value: tuple[float, float] = (0.0, 1.0)) -> Array:
-    """A colour unlike the object's."""
+    """Choose a colour that differs from the object's mean colour."""
     inside = scene.picture[scene.silhouette > 0.9].mean(0)
     for _ in range(30):
         tone = colour(rng, saturation=(0, 0.9), value=value)
@@ -46,7 +46,7 @@ def contrasting(scene: Scene, rng: Generator, value: tuple[float, float] = (0.0,
 
 
 def curve(x: Array, y: Array, points: Array, radius: Array | float) -> Array:
-    """Distance to a line through points, whose radius may change along it."""
+    """Signed distance to a line through points, shape (k, 2); the half width may vary along it."""
     radii = np.broadcast_to(radius, len(points))
     pieces = [
         line(x, y, tuple(start), tuple(end), r) for start, end, r in zip(points[:-1], points[1:], radii, strict=False)

@@ -3,8 +3,8 @@
 
 """Kinds of objects.
 
-Each function paints one object on a sheet, in the object's own coordinates. All pictures of a category share what the
-sheet's ``look`` decides, so its state must be the same for each of them.
+Each function paints one object on a sheet, in the object's coordinates. Colours and sizes come from the sheet's
+``look``, so all pictures of a category share them.
 """
 
 from anomalib_aprilgan.demo.drawing.objects.electrical import battery, cable, chip, circuit_board, light_bulb, plug

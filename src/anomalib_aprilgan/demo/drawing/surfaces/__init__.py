@@ -3,8 +3,8 @@
 
 """Kinds of surfaces.
 
-Each function draws one picture. All pictures of a category share what ``look`` decides (colours, scale), so its state
-must be the same for each of them; ``rng`` decides what differs from picture to picture.
+Each function draws one picture. What all pictures of a category share, such as colours and scale, comes from ``look``;
+pass a generator in the same state for each of them. What differs between them comes from ``rng``.
 """
 
 from anomalib_aprilgan.demo.drawing.surfaces.mineral import (

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the kinds of surfaces share: coordinates, colours, patterns on a grid."""
+"""Functions that all kinds of surfaces use: coordinates, colours, patterns on a grid."""
 
 from collections.abc import Callable
 
@@ -17,24 +17,24 @@ Surface = Callable[[Generator, Generator, int], Array]
 
 
 def frame(look: Generator, rng: Generator, n: int, jitter: float = 0.05) -> tuple[Array, Array]:
-    """Coordinates turned by the category's angle and a little more, and shifted at random."""
+    """Coordinates that are rotated by the category's angle, with jitter (radians), and shifted at random."""
     x, y = coordinates(n)
     angle = look.choice([0.0, 0.5 * np.pi, look.uniform(0, np.pi)]) + rng.normal(0, jitter)
     return rotated(x, y, angle, (rng.uniform(-1, 1), rng.uniform(-1, 1)))
 
 
 def palette(look: Generator, hue: tuple[float, float], contrast: float = 0.35) -> tuple[Array, Array]:
-    """A dark and a light colour; half of all categories are not in their natural hue."""
+    """Choose a dark and a light colour. Half of the categories get any hue instead of the natural one."""
     hue = hue if look.random() < 0.5 else (0.0, 1.0)
     light = colour(look, hue, (0.05, 0.7), (0.55, 0.95))
     return light * np.float32(1 - look.uniform(0.6, 1.4) * contrast), light
 
 
 def tone_of(column: Array, row: Array) -> Array:
-    """A number in [0, 1] that looks random and belongs to a place in a grid."""
+    """Pseudo-random number in [0, 1] for each cell of a grid."""
     return np.sin(column * 12.9898 + row * 78.233) * 43758.5453 % 1
 
 
 def is_even(u: Array, v: Array) -> NDArray[np.bool_]:
-    """Where a chessboard is white."""
+    """Whether a point is in an even square of a chessboard."""
     return (np.floor(u) + np.floor(v)) % 2 == 0
