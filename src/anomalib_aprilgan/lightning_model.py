@@ -33,7 +33,7 @@ from anomalib_aprilgan.references import check_image_files
 from anomalib_aprilgan.scoring import image_score
 from anomalib_aprilgan.seeding import apply_command_line_seed
 from anomalib_aprilgan.torch_model import CLIP_ITSELF, AprilGanModel
-from anomalib_aprilgan_plugin import load_plugins
+from anomalib_aprilgan_plugin import register
 
 __all__ = ["AprilGan"]
 
@@ -407,4 +407,4 @@ def _check_arguments(class_name: object, k_shot: object, few_shot_source: object
         raise ValueError(msg)
 
 
-load_plugins()  # for a program that imports this module before anomalib's models, which are then waiting for it
+register()  # for programs that import this module first: when it imports anomalib, AprilGan does not exist yet
