@@ -62,7 +62,7 @@ def demonstrate(output: str | Path, seed: int = 0) -> DemoResults:
         for number, category in enumerate(HELD_OUT_KINDS, start=1):
             console.print(f"3/4  Testing on kinds not seen in training, {number} of {len(HELD_OUT_KINDS)}: {category}")
             by_shots = {
-                k: evaluate_category(tested, category, k, seed, Path(folder), predict=True, adapter=adapters)
+                k: evaluate_category(tested, category, k, seed, Path(folder), with_predictions=True, adapter=adapters)
                 for k in (0, K_SHOT)
             }
             results.metrics |= {(category, k): result.metrics for k, result in by_shots.items()}

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from anomalib.data import AnomalibDataModule, MVTecAD
+from anomalib.data import AnomalibDataModule, ImageBatch, MVTecAD
 from anomalib.metrics import AUROC, Evaluator
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
 from anomalib_aprilgan.datamodule import AuxiliaryDataModule
 from anomalib_aprilgan.demo.results import METRICS, Prediction
@@ -66,7 +66,7 @@ def evaluate_category(
     seed: int,
     folder: Path,
     *,
-    predict: bool,
+    with_predictions: bool = False,
     **model_arguments: Any,  # noqa: ANN401
 ) -> CategoryResult:
     """Test the embedded CLIP on one category.
@@ -77,7 +77,7 @@ def evaluate_category(
         k_shot: Number of reference images.
         seed: Seed of the choice of reference images.
         folder: Folder that the engine may write to.
-        predict: Whether to return the predictions for all test images too.
+        with_predictions: Whether to return the predictions for all test images too.
         **model_arguments: Further arguments of ``AprilGan``.
 
     Returns:
@@ -92,13 +92,26 @@ def evaluate_category(
         ]
     )  # anomalib's other metrics take several times as long as the model
     model = AprilGan(backbone=BACKBONE, k_shot=k_shot, evaluator=evaluator, visualizer=False, **model_arguments)
-    engine = quiet_engine(folder)
+    tested = _TestedBatches()
+    engine = quiet_engine(folder, callbacks=[tested] if with_predictions else [])
     (metrics,) = engine.test(model, datamodule=datamodule, verbose=False)
-    predictions = _by_file(engine.predict(model, datamodule=datamodule)) if predict else {}
-    return CategoryResult({name: float(metrics[name]) for name in METRICS}, model.reference_files, predictions)
+    metrics = {name: float(metrics[name]) for name in METRICS}
+    return CategoryResult(metrics, model.reference_files, _by_file(tested.batches))
 
 
-def _by_file(batches: Any) -> dict[str, Prediction]:  # noqa: ANN401  # Lightning's annotation is too general
+class _TestedBatches(Callback):
+    """Keeps the batches of a test, so that the images need not be predicted a second time."""
+
+    def __init__(self) -> None:
+        self.batches: list[ImageBatch] = []
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:  # noqa: ANN401
+        """Keep a batch. The post-processor, which runs after this, changes it in place."""
+        del trainer, pl_module, args
+        self.batches.append(outputs)
+
+
+def _by_file(batches: Sequence[ImageBatch]) -> dict[str, Prediction]:
     """Map each image file to its prediction."""
     predictions = {}
     for batch in batches:

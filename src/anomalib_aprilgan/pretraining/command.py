@@ -96,7 +96,7 @@ def _train_and_test_adapters(folder: Path, weights: Path, seed: int) -> None:
         for k_shot in SHOTS:
             results = [
                 evaluate_category(
-                    root, kind, k_shot, seed, folder / "tests", predict=False, pretrained=weights, adapter=adapters
+                    root, kind, k_shot, seed, folder / "tests", pretrained=weights, adapter=adapters
                 ).metrics
                 for kind in HELD_OUT_KINDS
             ]
