@@ -1,6 +1,6 @@
 """Quality of the embedded CLIP on kinds that it was not trained on, which a faulty change lowers.
 
-With random weights, a right map cannot be told from a wrong one; with these it can.
+Random weights give meaningless maps, so they cannot show such a fault.
 """
 
 import hashlib

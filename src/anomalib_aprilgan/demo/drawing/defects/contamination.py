@@ -11,7 +11,7 @@ from anomalib_aprilgan.demo.drawing.defects.placement import Drawn, contrasting,
 from anomalib_aprilgan.demo.drawing.sheet import Scene
 from anomalib_aprilgan.demo.drawing.surfaces import SURFACES
 
-PATCHES = (
+FOREIGN_TEXTURES = (
     "leather",
     "wood",
     "fabric",
@@ -76,6 +76,6 @@ def wrong_texture(scene: Scene, rng: Generator) -> Drawn:
     """A patch of another material."""
     n = len(scene.silhouette)
     x, y = frame(scene, rng)
-    foreign = SURFACES[rng.choice(PATCHES)](rng, rng, n)
+    foreign = SURFACES[rng.choice(FOREIGN_TEXTURES)](rng, rng, n)
     covered = coverage(blob(rng, x, y, rng.uniform(0.18, 0.36), rng.uniform(0.05, 0.4))) * scene.silhouette
     return over(scene.picture, foreign, covered), covered

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Wood and what is made of plants: cork, paper, wicker."""
+"""Wood, cork, paper and wicker."""
 
 import numpy as np
 from numpy.random import Generator
