@@ -131,7 +131,7 @@ def quality(folder: Path) -> None:
     from anomalib.data import MVTecAD
     from torchmetrics.functional.classification import binary_auroc
 
-    from anomalib_aprilgan.demo.scenes import HELD_OUT_KINDS
+    from anomalib_aprilgan.demo.drawing.scenes import HELD_OUT_KINDS
     from anomalib_aprilgan.integration.pre_processing import EightBitResize
 
     data = sample_data(folder, HELD_OUT_KINDS, test=4)

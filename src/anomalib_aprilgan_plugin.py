@@ -1,18 +1,20 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Discovery by anomalib, without any import by the user.
+"""Makes anomalib know the classes of this package, without an import by the user.
 
-anomalib has no plugin discovery of its own, so this module gives it one. When Python starts, ``anomalib_aprilgan.pth``
-calls :func:`install`, which puts a finder on ``sys.meta_path``. If ``anomalib.models`` is imported later, the finder
-removes itself, lets the import run, and then loads what installed packages announce in the entry-point groups
-``anomalib.models`` and ``anomalib.data``.
+anomalib 2.7 finds only classes that were imported before. Therefore ``anomalib_aprilgan.pth`` calls :func:`install`
+when Python starts. It puts a finder on ``sys.meta_path`` that waits for the import of ``anomalib.models``. Then the
+finder removes itself, lets the import run, and calls :func:`register`.
 
-Until then nothing is imported but what Python has loaded anyway, and nothing is ever raised: a package that cannot be
-loaded is named in a warning. The module lives beside the package, not in it, so that a damaged or half-removed package
-can break neither Python nor torch nor anomalib; where this module is gone too, the ``.pth`` file keeps quiet.
+This module serves the package anomalib-aprilgan alone. Remove it, with its ``.pth`` file, once anomalib itself loads
+the entry-point groups ``anomalib.models`` and ``anomalib.data``: ``pyproject.toml`` announces the classes there.
 
-Set the environment variable ``ANOMALIB_APRILGAN_AUTOLOAD=0`` to switch it off.
+Until ``anomalib.models`` is imported, this module imports nothing that Python has not loaded anyway. It never raises:
+if a class cannot be imported, a warning names it. It lies outside the package, so that a damaged or partly removed
+package breaks neither Python nor torch nor anomalib.
+
+The environment variable ``ANOMALIB_APRILGAN_AUTOLOAD=0`` switches it off.
 """
 
 from __future__ import annotations
@@ -20,68 +22,80 @@ from __future__ import annotations
 import os
 import sys
 
-TYPE_CHECKING = False  # as in typing, which is not worth its import at every start of Python
+TYPE_CHECKING = False  # as in typing, whose import would slow down every start of Python
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
     from typing import Any
 
-__all__ = ["install", "load_plugins"]
+__all__ = ["install", "register"]
 
 SWITCH = "ANOMALIB_APRILGAN_AUTOLOAD"
-HOST = "anomalib.models"
-GROUPS = ("anomalib.models", "anomalib.data")
+PACKAGE = "anomalib_aprilgan"
+AWAITED = "anomalib.models"
+CLASSES = (
+    ("anomalib.models", "AprilGan", f"{PACKAGE}.lightning_model"),
+    ("anomalib.data", "AuxiliaryDataModule", f"{PACKAGE}.datamodule"),
+)
+"""Module of anomalib, name of the class, our module that defines it: the entry points in ``pyproject.toml``."""
+
+_warned_of: set[str] = set()
+"""Classes whose failure has been reported. `register` may run within itself, at the end of ``lightning_model``."""
 
 
 def install() -> None:
-    """Wait for the import of ``anomalib.models``; do nothing if it is switched off or already waiting."""
+    """Wait for the import of ``anomalib.models``, unless switched off. A second call does nothing."""
     if os.environ.get(SWITCH, "1").lower() in {"0", "false", "off", "no"}:
         return
-    if not any(isinstance(finder, _HostFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _HostFinder())
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
 
 
-def load_plugins() -> None:
-    """Load every class announced to anomalib and make it known under its name.
+def register() -> None:
+    """Import our classes and make them known to those modules of anomalib that have been imported.
 
-    A class of group ``anomalib.models`` becomes an attribute of ``anomalib.models``, and its package one that
-    ``get_model`` may import from; a class of group ``anomalib.data`` becomes an attribute of ``anomalib.data``.
+    The import alone suffices for ``list_models()``, ``get_model("april_gan")`` and anomalib's command line. Two changes
+    to anomalib's modules are necessary, because ``get_model`` and ``get_datamodule`` look up class paths there:
+
+    - The classes become attributes of ``anomalib.models`` and ``anomalib.data``, for class paths without a module.
+    - ``anomalib.models.ALLOWED_MODULES`` gets ``anomalib_aprilgan``, for the class path ``anomalib_aprilgan.AprilGan``.
+
+    A class is skipped if anomalib has an attribute of its name already, and while its own module is being imported;
+    ``lightning_model`` therefore calls this function at its end.
     """
     import warnings  # noqa: PLC0415
-    from importlib.metadata import entry_points  # noqa: PLC0415
+    from importlib import import_module  # noqa: PLC0415
 
-    for group in GROUPS:
-        host = sys.modules.get(group)
-        if host is None:
+    for host_name, class_name, module_name in CLASSES:
+        host = sys.modules.get(host_name)
+        if host is None or hasattr(host, class_name) or _is_being_imported(module_name, class_name):
             continue
-        for entry_point in entry_points(group=group):
-            if hasattr(host, entry_point.name) or _is_being_imported(entry_point.module, entry_point.attr):
-                continue
-            try:
-                plugin = entry_point.load()
-            except Exception as error:  # whatever is wrong with a plugin, anomalib must still import
+        try:
+            setattr(host, class_name, getattr(import_module(module_name), class_name))
+        except Exception as error:  # whatever is wrong with this package, anomalib must still work
+            if class_name not in _warned_of:
+                _warned_of.add(class_name)
                 warnings.warn(
-                    f"anomalib plugin {entry_point.name!r} ({entry_point.value}) could not be loaded: "
-                    f"{type(error).__name__}: {error}. Reinstall its package, or set {SWITCH}=0 to skip plugins.",
+                    f"anomalib works without {class_name!r}: {module_name} cannot be imported "
+                    f"({type(error).__name__}: {error}). Reinstall anomalib-aprilgan, or set {SWITCH}=0.",
                     stacklevel=2,
                 )
-                continue
-            setattr(host, entry_point.name, plugin)
-            allowed_modules = getattr(host, "ALLOWED_MODULES", None)
-            if isinstance(allowed_modules, set):
-                allowed_modules.update({entry_point.module, entry_point.module.partition(".")[0]})
+            continue
+        allowed_modules = getattr(host, "ALLOWED_MODULES", None)
+        if isinstance(allowed_modules, set):
+            allowed_modules.add(PACKAGE)
 
 
-def _is_being_imported(module_name: str, attribute: str) -> bool:
-    """Whether a plugin is itself the one that is importing anomalib right now; it then calls `load_plugins` later."""
+def _is_being_imported(module_name: str, class_name: str) -> bool:
+    """Whether the import of a module has begun but has not defined the class yet."""
     module = sys.modules.get(module_name)
-    is_initializing = getattr(getattr(module, "__spec__", None), "_initializing", False)
-    return is_initializing and not hasattr(module, attribute)
+    is_initializing = bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
+    return is_initializing and not hasattr(module, class_name)
 
 
-class _HostFinder:
-    """Finds nothing by itself; wraps the loader of `anomalib.models`, once."""
+class _Finder:
+    """Wraps the loader of ``anomalib.models``, once; finds no other module."""
 
     def find_spec(
         self,
@@ -89,7 +103,7 @@ class _HostFinder:
         path: Sequence[str] | None,
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
-        if fullname != HOST:
+        if fullname != AWAITED:
             return None
         if self in sys.meta_path:
             sys.meta_path.remove(self)
@@ -98,13 +112,13 @@ class _HostFinder:
             spec: ModuleSpec | None = find_spec(fullname, path, target) if find_spec else None
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _HostLoader(spec.loader)  # type: ignore[assignment]
+                    spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
                 return spec
         return None
 
 
-class _HostLoader:
-    """The host's own loader, followed by the plugins."""
+class _Loader:
+    """Runs the original loader of ``anomalib.models``, then registers our classes."""
 
     def __init__(self, loader: Any) -> None:  # noqa: ANN401
         self._loader = loader
@@ -115,7 +129,7 @@ class _HostLoader:
 
     def exec_module(self, module: ModuleType) -> None:
         if module.__spec__ is not None:
-            module.__spec__.loader = self._loader  # nothing but this call ever sees the wrapper
+            module.__spec__.loader = self._loader  # nobody else needs to see the wrapper
         module.__loader__ = self._loader
         self._loader.exec_module(module)
-        load_plugins()
+        register()

@@ -1,123 +1,131 @@
-"""Imports go one way: equations at the bottom, anomalib above them, the command line on top."""
+"""The folders of the package and the direction of imports: from the command line down to the method and its files."""
 
 import ast
 from pathlib import Path
-
-import pytest
 
 import anomalib_aprilgan
 
 PACKAGE = Path(anomalib_aprilgan.__file__).parent
 
-LAYERS = [
-    {"cli"},
-    {"demo.demonstration", "demo.pretraining", "comparison.compare"},
-    {"demo.experiment", "demo.page", "demo.pairs", "comparison.job"},
-    {"comparison.callbacks", "comparison.components", "comparison.surroundings"},
-    {"comparison.grid"},
-    # The report knows the table of results alone.
-    {"comparison.report"},
-    {"comparison.sections", "comparison.gallery"},
-    {"comparison.records", "comparison.plots", "comparison.published_rows"},
-    {"comparison.tables"},
-    {"comparison.results", "comparison.protocols", "comparison.published_figures"},
-    {"lightning_model", "authors_protocol", "quiet_engine"},
-    {"export", "products"},
-    {"quantization", "preparation"},
-    {"post_processing", "pre_processing", "references", "seeding", "datamodule", "checkpoint_io"},
-    {"auxiliary_dataset"},
-    {"torch_model"},
-    {"published"},
-    {"clip", "adapters", "memory_bank", "scoring", "losses", "prompts"},
-    {"towers"},
-    {"weight_files", "embedded", "resizing", "quiet"},
-    {"double_single"},
-    # The generator of pictures knows nothing of the method.
-    {"demo.findings", "demo.sample_data"},
-    {"demo.scenes"},
-    {"demo.defects", "demo.photographs", "demo.inventions"},
-    {"demo.surfaces", "demo.objects"},
-    {"demo.canvas"},
+LAYOUT = """
+cli
+pretraining
+demo | comparison
+lightning_model
+datamodule | export
+integration
+torch_model
+method
+files
+"""
+"""From top to bottom. A name is a module, or a folder with all that is in it. A module may import modules of lower
+lines, and those of its own line up to the next bar: what a bar separates must not import each other."""
+
+BOXES = [
+    (depth, frozenset(box.split())) for depth, line in enumerate(LAYOUT.strip().splitlines()) for box in line.split("|")
 ]
-"""From top to bottom; a file may import those below its own layer."""
 
-BOXES = {"clip", "adapters", "memory_bank", "scoring", "losses", "prompts"}
-GENERATOR = set.union(*LAYERS[-5:])
-
-REPORT = set.union(*LAYERS[5:10])
-
-SUBPACKAGES = ("comparison", "demo")
-
-HOST = {"anomalib", "lightning"}
-KNOW_THE_HOST = set.union(*LAYERS[1 : LAYERS.index({"torch_model"})])
+WITHOUT_MODELS = ("demo.drawing.scenes", "demo.sample_data", "pretraining.drawn_files", "comparison.report")
+"""Modules that, with all that they import of ours, work without torch, Lightning and open_clip."""
 
 
 def name_of(path: Path) -> str:
-    """A file's name as a module of the package."""
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    """A file's module name within the package; a folder's own name for its `__init__.py`."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {name: path for path in sorted(PACKAGE.rglob("*.py")) if (name := name_of(path))}
+"""All modules but the package's own `__init__.py`, which names the public classes."""
 
 
 def imports_of(path: Path) -> set[str]:
-    """Every imported module, wherever in the file."""
+    """Full names of the imported modules, wherever in the file the import stands."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module in {f"{PACKAGE.name}.{name}" for name in SUBPACKAGES}:
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-        elif isinstance(node, ast.Import):
+        if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            submodules = {name for name in submodules if name.removeprefix(f"{PACKAGE.name}.") in FILES}
+            names.update(submodules or {node.module})
     return names
 
 
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+IMPORTS = {module: imports_of(path) for module, path in FILES.items()}
+OURS = {
+    module: {name.partition(".")[2] for name in names if name.startswith(f"{PACKAGE.name}.")}
+    for module, names in IMPORTS.items()
+}
 
 
-def test_every_file_has_its_layer() -> None:
-    assert {name_of(path) for path in FILES} == set.union(*LAYERS)
+def boxes_of(module: str) -> list[tuple[int, frozenset[str]]]:
+    """Depth and names of the boxes that a module is in."""
+    return [
+        (depth, box) for depth, box in BOXES if any(module == name or module.startswith(f"{name}.") for name in box)
+    ]
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_imports_point_downwards(path: Path) -> None:
-    depth = next(depth for depth, layer in enumerate(LAYERS) if name_of(path) in layer)
-    below = set().union(*LAYERS[depth + 1 :])
-    ours = {name.partition(".")[2] for name in imports_of(path) if name.startswith("anomalib_aprilgan.")}
-    assert ours <= below
+def importing(module: str, packages: set[str]) -> set[str]:
+    """What a module imports of these packages."""
+    return {name for name in IMPORTS[module] if name.partition(".")[0] in packages}
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_only_one_file_imports_open_clip(path: Path) -> None:
-    assert ("open_clip" in {name.partition(".")[0] for name in imports_of(path)}) == (path.stem == "towers")
+def with_dependencies(module: str) -> set[str]:
+    """A module and all of ours that it imports, directly or not."""
+    found, left = set(), {module}
+    while left:
+        found.add(one := left.pop())
+        left |= OURS[one] - found
+    return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_only_the_upper_files_know_the_host(path: Path) -> None:
+def test_every_module_has_its_place() -> None:
+    places = {module: boxes_of(module) for module in FILES}
+    assert not {module: found for module, found in places.items() if len(found) != 1}
+    assert {name for _, box in BOXES for name in box} == {
+        name for module, ((_, box),) in places.items() for name in box if f"{module}.".startswith(f"{name}.")
+    }, "names without a module"
+
+
+def test_imports_point_downwards() -> None:
+    wrong = []
+    for module, ours in OURS.items():
+        ((depth, box),) = boxes_of(module)
+        for imported in ours:
+            ((imported_depth, imported_box),) = boxes_of(imported)
+            if box != imported_box and depth >= imported_depth:
+                wrong.append(f"{module} imports {imported}")
+    assert not wrong
+
+
+def test_only_one_file_imports_open_clip() -> None:
+    assert [module for module in FILES if importing(module, {"open_clip"})] == ["method.towers"]
+
+
+def test_the_method_does_not_know_anomalib() -> None:
     """The plain model needs anomalib for one thing: the type of its prediction."""
-    host = {name for name in imports_of(path) if name.partition(".")[0] in HOST}
-    if path.stem == "torch_model":
-        assert host == {"anomalib.data"}
-    else:
-        assert not host or name_of(path) in KNOW_THE_HOST
+    ((depth, _),) = boxes_of("torch_model")
+    below = [module for module in FILES if boxes_of(module)[0][0] > depth]
+    assert {"method.towers", "method.prompts", "files.published"} < set(below)
+    assert not {module: found for module in below if (found := importing(module, {"anomalib", "lightning"}))}
+    assert importing("torch_model", {"anomalib", "lightning"}) == {"anomalib.data"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_the_boxes_of_the_method_do_not_import_each_other(path: Path) -> None:
-    if name_of(path) in BOXES:
-        ours = {name for name in imports_of(path) if name.startswith("anomalib_aprilgan")}
-        assert ours <= {"anomalib_aprilgan.method.towers", "anomalib_aprilgan.files.weight_files"}
+def test_the_boxes_of_the_figure_do_not_import_each_other() -> None:
+    boxes = {f"method.{name}" for name in ("adapters", "memory_bank", "scoring", "losses", "prompts")}
+    assert not {box: OURS[box] for box in boxes if OURS[box]}
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_the_generator_stands_alone(path: Path) -> None:
-    if name_of(path) in GENERATOR:
-        ours = {name for name in imports_of(path) if name.startswith("anomalib_aprilgan.")}
-        assert ours <= {f"anomalib_aprilgan.{name}" for name in GENERATOR}
-        assert not {"torch", "open_clip"} & {name.partition(".")[0] for name in imports_of(path)}
+def test_the_drawing_stands_alone() -> None:
+    drawing = [module for module in FILES if f"{module}.".startswith("demo.drawing.")]
+    assert "demo.drawing.scenes" in drawing
+    assert not {module: found for module in drawing if (found := OURS[module] - set(drawing))}
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_the_report_needs_nothing_but_the_table(path: Path) -> None:
-    if name_of(path) in REPORT:
-        ours = {name.partition(".")[2] for name in imports_of(path) if name.startswith("anomalib_aprilgan.")}
-        assert ours <= REPORT
-        assert not {"torch", "open_clip", "lightning"} & {name.partition(".")[0] for name in imports_of(path)}
+def test_pictures_and_reports_are_made_without_models() -> None:
+    heavy = {"torch", "lightning", "open_clip"}
+    for start in WITHOUT_MODELS:
+        assert len(with_dependencies(start)) > 1
+        found = {module: importing(module, heavy) for module in with_dependencies(start)}
+        assert not {module: names for module, names in found.items() if names}, start

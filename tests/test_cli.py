@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from anomalib_aprilgan.files.adapter_files import read_adapters
 from anomalib_aprilgan.cli import main
+from anomalib_aprilgan.files.adapter_files import read_adapters
 
 
 def test_the_command_is_installed_and_its_help_is_quick_to_import() -> None:

@@ -1,4 +1,4 @@
-"""The demonstration, from the command to the page."""
+"""The command `anomalib-aprilgan demo` and its page."""
 
 import re
 from html.parser import HTMLParser
@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalib_aprilgan.files.adapter_files import read_adapters
 from anomalib_aprilgan.cli import main
 from anomalib_aprilgan.demo import demonstration
-from anomalib_aprilgan.demo.findings import Example, Findings, Prediction
 from anomalib_aprilgan.demo.page import write_page
+from anomalib_aprilgan.demo.results import DemoResults, Example, Prediction
+from anomalib_aprilgan.files.adapter_files import read_adapters
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A demonstration of two kinds to train on and two to test on."""
+    """Reduce the demonstration to two training kinds, two tested kinds and one epoch."""
     monkeypatch.setattr(demonstration, "AUXILIARY_KINDS", ("leather", "washer"))
     monkeypatch.setattr(demonstration, "HELD_OUT_KINDS", ("corduroy", "gear"))
     monkeypatch.setattr(demonstration, "EPOCHS", 1)
@@ -25,7 +25,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Page(HTMLParser):
-    """What a page shows and what it asks for."""
+    """The text of a page, and the addresses that it loads."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -54,28 +54,28 @@ def test_the_command_writes_a_page_and_can_be_run_again(tmp_path: Path, capsys: 
     assert [row[0] for row in rows] == ["corduroy", "gear", "mean"]
     assert re.findall(r"(corduroy|gear|mean)[\s│]+([\d.]+)[\s│]+([\d.]+)[\s│]+([\d.]+)[\s│]+([\d.]+)", again) == rows
     for row in rows:
-        assert re.search(r"\s+".join(map(re.escape, row)), page.text), "the page has the table that was printed"
+        assert re.search(r"\s+".join(map(re.escape, row)), page.text), "the page shows the printed table"
     assert sorted(path.name for path in output.iterdir()) == ["adapters.safetensors", "data", "index.html", "own.txt"]
-    assert all(address.startswith("data:image/png;base64,") for address in page.addresses), "nothing from elsewhere"
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses), "no other file is loaded"
     assert len(page.addresses) == 1 + 4 * (2 + 1) + 2 * 4, "the scale, the examples, the references"
     assert str(output / "data/tested/gear/train/good") in (output / "index.html").read_text(encoding="utf-8")
     _, origin = read_adapters(output / "adapters.safetensors")
     assert origin.backbone == "ViT-demo"
 
 
-def test_a_page_shows_a_wrong_label_as_wrong_and_escapes_names(tmp_path: Path) -> None:
+def test_the_page_marks_wrong_predictions_and_escapes_names(tmp_path: Path) -> None:
     image = tmp_path / "<b>" / "test" / "hole" / "000.png"
     image.parent.mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(image)
     Image.new("L", (8, 8)).save(tmp_path / "mask.png")
     missed, found = (Prediction(score, score > 0.5, np.full((4, 4), score, np.float32)) for score in (0.25, 0.75))
-    findings = Findings(0, 4, 1, (1, 2))
+    results = DemoResults(0, 4, 1, (1, 2))
     metrics = {"image_AUROC": 0.5, "pixel_AUROC": 0.25}
-    findings.metrics |= {("<b>", 0): metrics, ("<b>", 4): metrics}
-    findings.references["<b>"] = (str(image),)
-    findings.examples.append(Example(image, tmp_path / "mask.png", {0: missed, 4: found}))
-    html = write_page(tmp_path / "page.html", findings).read_text(encoding="utf-8")
+    results.metrics |= {("<b>", 0): metrics, ("<b>", 4): metrics}
+    results.references["<b>"] = (str(image),)
+    results.examples.append(Example(image, tmp_path / "mask.png", {0: missed, 4: found}))
+    html = write_page(tmp_path / "page.html", results).read_text(encoding="utf-8")
     assert re.search(r"0\.25 normal\s+<span class=\"wrong\">", html)
-    assert re.search(r"0\.75 anomalous\s+<span class=\"right\">", html)
+    assert re.search(r"0\.75 anomalous\s+<span class=\"correct\">", html)
     assert "<b>, hole" not in html
     assert "&lt;b&gt;" in html

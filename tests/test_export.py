@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomalib_aprilgan import AprilGan, export
-from anomalib_aprilgan.method.clip import Clip
 from anomalib_aprilgan.demo.sample_data import write_sample_data
 from anomalib_aprilgan.export.quantization import compress_weights, quantize, quantize_within
+from anomalib_aprilgan.method.clip import Clip
 
 PRECISE = {"INFERENCE_PRECISION_HINT": "f32"}
 """OpenVINO's own choice is bf16 where the CPU has it."""

@@ -1,86 +1,194 @@
-"""Discovery by anomalib, through fresh processes that import nothing of ours."""
+"""Registration with anomalib. What needs a new Python runs in three processes, each of which checks several things."""
 
 import ast
+import contextlib
+import importlib.abc
+import io
 import os
+import site
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable, Collection
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 
 import anomalib_aprilgan_plugin
 
-SMALL = {
-    "backbone": "ViT-S-16-alt",
-    "pretrained": None,
-    "image_size": 32,
-    "layers": (2, 4),
-    "adapter": None,
-}
+LINE = Path(anomalib_aprilgan_plugin.__file__).with_name("anomalib_aprilgan.pth")
+PLUGIN = anomalib_aprilgan_plugin.__name__
+OURS = ("anomalib_aprilgan", PLUGIN)
+SMALL = {"backbone": "ViT-S-16-alt", "pretrained": None, "image_size": 32, "layers": (2, 4), "adapter": None}
 
 
-def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def in_new_process(check: Callable[[], None], **environment: str) -> set[str]:
+    """Run a function of this file in a new process, and return the modules that Python had loaded at its start."""
+    code = (
+        f"import sys; print(*sys.modules, flush=True); sys.path.append({str(Path(__file__).parent)!r}); "
+        f"import test_plugin; test_plugin.{check.__name__}()"
+    )
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
-
-
-def succeed(code: str, **environment: str) -> str:
-    process = run(code, **environment)
+    process = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
     assert process.returncode == 0, process.stderr
-    return process.stdout
+    return set(process.stdout.splitlines()[0].split())
 
 
-def test_every_entrance_works_in_a_fresh_process() -> None:
-    code = f"""
-from anomalib.models import get_model, list_models
-assert "april_gan" in list_models()
-for name in ("april_gan", "AprilGan"):
-    assert type(get_model(name, **{SMALL})).__name__ == "AprilGan"
-for path in ("AprilGan", "anomalib.models.AprilGan", "anomalib_aprilgan.AprilGan"):
-    model = get_model({{"class_path": path, "init_args": {SMALL}}})
-    assert type(model).__module__ == "anomalib_aprilgan.lightning_model"
-from anomalib.data import AuxiliaryDataModule
-print("fine")
-"""
-    assert succeed(code).strip() == "fine"
+class Hidden(importlib.abc.MetaPathFinder):
+    """Makes modules impossible to import."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname in self.names:
+            msg = f"No module named {fullname!r}"
+            raise ModuleNotFoundError(msg, name=fullname)
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        "import torch",
-        "from anomalib_aprilgan.lightning_model import AprilGan",
-        "from anomalib_aprilgan import AuxiliaryDataModule",
+def start_again(hidden: Collection[str] = ()) -> None:
+    """Forget anomalib and our modules, hide some modules, and run the .pth file as at the start of Python."""
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+    from lightning.pytorch.strategies import StrategyRegistry
+
+    AcceleratorRegistry.pop("xpu", None)  # which anomalib.engine adds again
+    StrategyRegistry.pop("xpu_single", None)
+    for name in list(sys.modules):
+        if name.partition(".")[0] in {"anomalib", *OURS}:
+            del sys.modules[name]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Hidden) and not is_ours(finder)]
+    exec(LINE.read_text(encoding="utf-8"))  # noqa: S102  # as site does
+    sys.meta_path.insert(0, Hidden(*hidden))
+
+
+def is_ours(finder_or_loader: object) -> bool:
+    return type(finder_or_loader).__module__ == PLUGIN
+
+
+def registration_warnings(statement: str) -> list[str]:
+    """Run a statement, and return our warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        exec(statement, {})  # noqa: S102  # an import below
+    return [text for warning in caught if "anomalib works without" in (text := str(warning.message))]
+
+
+# ---- Run in new processes -------------------------------------------------------------------------------------------
+
+
+def check_registration() -> None:
+    import torch  # noqa: F401
+
+    loaded = [name for name in sys.modules if name.partition(".")[0] in {"anomalib", "anomalib_aprilgan", "lightning"}]
+    assert not loaded, f"import torch has imported {loaded}"
+    assert sum(map(is_ours, sys.meta_path)) == 1, "one finder waits for anomalib"
+
+    import anomalib.models
+    from anomalib.models import get_model, list_models
+
+    assert not any(map(is_ours, sys.meta_path)), "the finder stays"
+    assert not is_ours(anomalib.models.__spec__.loader), "the loader stays"
+    assert not is_ours(anomalib.models.__loader__), "the loader stays"
+    assert "april_gan" in list_models()
+    for name in ("april_gan", "AprilGan"):
+        assert type(get_model(name, **SMALL)).__name__ == "AprilGan", name
+    for path in ("AprilGan", "anomalib.models.AprilGan", "anomalib_aprilgan.AprilGan"):
+        model = get_model({"class_path": path, "init_args": SMALL})
+        assert type(model).__module__ == "anomalib_aprilgan.lightning_model", path
+    assert "other_models" not in sys.modules, "the entry point of another package was loaded"
+    check_the_command_line()
+    check_the_order_of_imports()
+
+
+def check_the_command_line() -> None:
+    from anomalib.cli.cli import AnomalibCLI
+
+    for verb in ("fit", "validate", "test", "train", "predict", "export"):
+        error = io.StringIO()
+        with contextlib.redirect_stderr(error), contextlib.suppress(SystemExit):
+            AnomalibCLI([verb, "--model", "AprilGan", "--model.k_shot", "many", "--data", "AuxiliaryDataModule"])
+        assert "k_shot" in error.getvalue(), (verb, error.getvalue())  # the argument is wrong, the names are known
+
+
+def check_the_order_of_imports() -> None:
+    for first in (
+        "import anomalib.models",
+        "import anomalib.data",
         "import anomalib.engine",
-    ],
-)
-def test_the_order_of_imports_does_not_matter(first: str) -> None:
-    code = f"{first}\nimport anomalib.models as m\nprint(m.AprilGan.__name__, 'anomalib_aprilgan' in m.ALLOWED_MODULES)"
-    process = run(code)
-    assert process.stdout.split() == ["AprilGan", "True"], process.stderr
-    assert "could not be loaded" not in process.stderr
+        "from anomalib_aprilgan.lightning_model import AprilGan",
+        "from anomalib_aprilgan.datamodule import AuxiliaryDataModule",
+        "from anomalib_aprilgan import AprilGan",
+        "from anomalib_aprilgan import AuxiliaryDataModule",
+    ):
+        start_again()
+        faults = registration_warnings(f"{first}\nimport anomalib.models")
+        assert not faults, (first, faults)
+        models, data, ours = (sys.modules[name] for name in ("anomalib.models", "anomalib.data", "anomalib_aprilgan"))
+        assert models.AprilGan is ours.AprilGan, first
+        assert data.AuxiliaryDataModule is ours.AuxiliaryDataModule, first
+        assert "anomalib_aprilgan" in models.ALLOWED_MODULES, first
+        assert "april_gan" in models.list_models(), first
 
 
-def test_the_command_line_knows_the_short_names_under_every_verb() -> None:
-    code = """
-import contextlib, io
-from anomalib.cli.cli import AnomalibCLI
-for verb in ("fit", "validate", "test", "train", "predict", "export"):
-    error = io.StringIO()
-    with contextlib.redirect_stderr(error), contextlib.suppress(SystemExit):
-        AnomalibCLI([verb, "--model", "AprilGan", "--model.k_shot", "many", "--data", "AuxiliaryDataModule"])
-    assert "k_shot" in error.getvalue(), (verb, error.getvalue())  # our argument is wrong, not the name
-print("fine")
-"""
-    assert succeed(code).strip() == "fine"
+def check_the_switch() -> None:
+    from anomalib.models import list_models
+
+    assert "april_gan" not in list_models()
+    assert "anomalib_aprilgan" not in sys.modules
+    from anomalib_aprilgan import AprilGan  # noqa: F401
+
+    assert "april_gan" in list_models(), "an explicit import registers"
 
 
-def test_importing_torch_imports_nothing_of_anomalib_or_of_ours() -> None:
-    code = """
-import sys, torch
-print([name for name in sys.modules if name.partition(".")[0] in ("anomalib", "anomalib_aprilgan", "lightning")])
-"""
-    assert succeed(code).strip() == "[]"
+def check_a_broken_package() -> None:
+    sys.meta_path.insert(0, Hidden("anomalib"))
+    import torch
+
+    assert torch.ones(1).item() == 1, "torch works without anomalib"
+    both = {"AprilGan", "AuxiliaryDataModule"}
+    for hidden, missing in (
+        (["anomalib_aprilgan"], both),
+        (["anomalib_aprilgan.method.clip", "anomalib_aprilgan.datamodule"], both),
+        (["anomalib_aprilgan.datamodule"], {"AuxiliaryDataModule"}),
+    ):
+        start_again(hidden)
+        faults = registration_warnings("import anomalib.models")
+        models, data = sys.modules["anomalib.models"], sys.modules["anomalib.data"]
+        assert models.Patchcore.__name__ == "Patchcore"
+        assert {name for name in both if not hasattr(models, name) and not hasattr(data, name)} == missing, hidden
+        assert len(faults) == len(missing), faults
+        for name in missing:
+            (fault,) = (fault for fault in faults if f"'{name}'" in fault)
+            assert "ANOMALIB_APRILGAN_AUTOLOAD=0" in fault
+            assert hidden[-1] in fault or hidden[0] in fault
+
+
+# ---- Tests ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_package(tmp_path: Path) -> str:
+    """The path for Python with another package that announces a model to anomalib."""
+    info = tmp_path / "other-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text("[anomalib.models]\nOther = other_models:Other\n", encoding="utf-8")
+    (tmp_path / "other_models.py").write_text("class Other:\n    pass\n", encoding="utf-8")
+    return os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def test_registration_and_its_switch(other_package: str) -> None:
+    """The start of Python brings in nothing that Python does not load anyway."""
+    loaded = in_new_process(check_registration, PYTHONPATH=other_package)
+    without = in_new_process(check_the_switch, ANOMALIB_APRILGAN_AUTOLOAD="0")
+    assert PLUGIN in loaded
+    assert loaded == without
+    assert not {"typing", "importlib.abc", "importlib.metadata"} & loaded
+
+
+def test_a_broken_package_breaks_neither_torch_nor_anomalib() -> None:
+    in_new_process(check_a_broken_package)
 
 
 def test_the_hook_needs_only_the_standard_library() -> None:
@@ -88,40 +196,19 @@ def test_the_hook_needs_only_the_standard_library() -> None:
     modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     assert {module.partition(".")[0] for module in modules} <= sys.stdlib_module_names
-    # At the start of Python it brings in nothing that Python has not loaded anyway.
-    loaded = succeed("import sys; print(*sys.modules)").split()
-    without = succeed("import sys; print(*sys.modules)", ANOMALIB_APRILGAN_AUTOLOAD="0").split()
-    assert "anomalib_aprilgan_plugin" in loaded
-    assert set(loaded) == set(without)
-    assert not {"typing", "importlib.abc", "importlib.metadata"} & set(loaded)
 
 
-def test_the_start_of_python_keeps_quiet_where_the_hook_is_gone() -> None:
-    line = (Path(anomalib_aprilgan_plugin.__file__).parent / "anomalib_aprilgan.pth").read_text(encoding="utf-8")
-    assert line.startswith("import ")  # else Python would take it for a path
-    assert line.count("\n") == 1
-    process = subprocess.run([sys.executable, "-S", "-c", line], capture_output=True, text=True, check=False)
-    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
-
-
-def test_the_hook_leaves_nothing_behind() -> None:
-    for first in ("import torch, anomalib.models", "import anomalib.models"):
-        code = f"""
-import sys
-{first}
-import anomalib, anomalib_aprilgan_plugin as plugin
-assert anomalib.models.AprilGan
-assert not [finder for finder in sys.meta_path if type(finder).__module__ == plugin.__name__]
-assert type(anomalib.models.__spec__.loader).__module__ != plugin.__name__
-assert type(anomalib.models.__loader__).__module__ != plugin.__name__
-assert type(anomalib).__module__ != plugin.__name__
-"""
-        succeed(code)
+def test_the_entry_points_announce_the_registered_classes() -> None:
+    announced = {
+        (entry_point.group, entry_point.name, entry_point.value)
+        for entry_point in distribution("anomalib-aprilgan").entry_points
+        if entry_point.group.startswith("anomalib.")
+    }
+    assert announced == {(host, name, f"{module}:{name}") for host, name, module in anomalib_aprilgan_plugin.CLASSES}
 
 
 def test_installing_twice_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    monkeypatch.delitem(sys.modules, anomalib_aprilgan_plugin.HOST, raising=False)
     monkeypatch.delenv(anomalib_aprilgan_plugin.SWITCH, raising=False)
     before = len(sys.meta_path)
     anomalib_aprilgan_plugin.install()
@@ -129,52 +216,34 @@ def test_installing_twice_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(sys.meta_path) == before + 1
 
 
-def test_the_switch() -> None:
-    code = "from anomalib.models import list_models; print('april_gan' in list_models())"
-    assert succeed(code, ANOMALIB_APRILGAN_AUTOLOAD="0").strip() == "False"
-    explicit = f"from anomalib_aprilgan import AprilGan\n{code}"
-    assert succeed(explicit, ANOMALIB_APRILGAN_AUTOLOAD="0").strip() == "True"
-
-
-BLOCK = """
-import sys, importlib.abc
-class Block(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name in {names}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Block())
-"""
-
-
 @pytest.mark.parametrize(
-    "missing",
-    [["anomalib_aprilgan"], ["anomalib_aprilgan.method.clip", "anomalib_aprilgan.datamodule"]],
+    ("source", "fault"),
+    [
+        (None, ""),
+        ("def install():\n    pass", ""),
+        ("def broken(:", "SyntaxError"),
+        ("import absent_module", "absent_module"),
+        ("from sys import absent_name", "absent_name"),
+        ("def install():\n    raise RuntimeError('no luck')", "RuntimeError: no luck"),
+        ("", "install"),
+    ],
 )
-def test_a_broken_package_breaks_neither_torch_nor_anomalib(missing: list[str]) -> None:
-    code = BLOCK.format(names=missing) + "import torch, anomalib.models\nprint(anomalib.models.Patchcore.__name__)"
-    process = run(code)
-    assert process.stdout.strip() == "Patchcore", process.stderr
-    assert "'AprilGan'" in process.stderr
-    assert "could not be loaded" in process.stderr
-    assert "ANOMALIB_APRILGAN_AUTOLOAD=0" in process.stderr
-
-
-def test_torch_works_where_anomalib_is_missing() -> None:
-    assert succeed(BLOCK.format(names=["anomalib"]) + "import torch; print(torch.ones(1).item())").strip() == "1.0"
-
-
-def test_plugins_of_others_are_found_and_their_faults_are_theirs(tmp_path: Path) -> None:
-    info = tmp_path / "other-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n", encoding="utf-8")
-    (info / "entry_points.txt").write_text(
-        "[anomalib.models]\nOther = other_models:Other\nFaulty = other_models:Absent\n", encoding="utf-8"
-    )
-    (tmp_path / "other_models.py").write_text(
-        "from anomalib.models.components import AnomalibModule\nclass Other(AnomalibModule):\n    pass\n",
-        encoding="utf-8",
-    )
-    code = "import anomalib.models as m; print(sorted(m.list_models() & {'april_gan', 'other'}), hasattr(m, 'Faulty'))"
-    process = run(code, PYTHONPATH=str(tmp_path))
-    assert process.stdout.strip() == "['april_gan', 'other'] False", process.stderr
-    assert "'Faulty'" in process.stderr
+def test_the_start_of_python_survives_a_damaged_hook(
+    source: str | None, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If the hook is absent, the .pth file keeps quiet; any other fault is one line on stderr."""
+    line = LINE.read_text(encoding="utf-8")
+    assert line.startswith("import ")  # else Python takes it for a path
+    assert line.count("\n") == 1
+    (tmp_path / LINE.name).write_text(line, encoding="utf-8")
+    if source is not None:
+        (tmp_path / f"{PLUGIN}.py").write_text(source, encoding="utf-8")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if not Path(path, f"{PLUGIN}.py").exists()])
+    monkeypatch.delitem(sys.modules, PLUGIN)
+    site.addsitedir(str(tmp_path))  # as Python does at its start
+    monkeypatch.delitem(sys.modules, PLUGIN, raising=False)
+    output, error = capsys.readouterr()
+    assert not output
+    assert fault in error
+    assert error.count("\n") == bool(fault)
+    assert error.startswith("anomalib-aprilgan is not registered with anomalib" if fault else "")

@@ -1,4 +1,4 @@
-"""The recipe of the embedded CLIP, on a few pairs."""
+"""Pre-training of the embedded CLIP, on a few pairs."""
 
 from itertools import product
 from pathlib import Path
@@ -10,27 +10,29 @@ from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
 from anomalib_aprilgan import AprilGanModel
-from anomalib_aprilgan.files.adapter_files import read_adapters
-from anomalib_aprilgan.method.adapters import StageAdapters
 from anomalib_aprilgan.cli import main
-from anomalib_aprilgan.method.clip import encode_image
-from anomalib_aprilgan.demo import pretraining
-from anomalib_aprilgan.demo.pairs import Batch, Pairs, captions, draw_pairs, words_of_captions
-from anomalib_aprilgan.demo.pretraining import losses
-from anomalib_aprilgan.demo.scenes import HELD_OUT_KINDS, INVENTIONS
+from anomalib_aprilgan.demo.drawing.scenes import HELD_OUT_KINDS, INVENTIONS
+from anomalib_aprilgan.files.adapter_files import read_adapters
 from anomalib_aprilgan.files.embedded import BACKBONE, IMAGE_SIZE, LAYERS
+from anomalib_aprilgan.method.adapters import StageAdapters
+from anomalib_aprilgan.method.clip import encode_image
 from anomalib_aprilgan.method.prompts import prompt_ensemble
 from anomalib_aprilgan.method.towers import build_towers, tokenizer_of
+from anomalib_aprilgan.pretraining import command, training
+from anomalib_aprilgan.pretraining.captions import captions, vocabulary_sentences
+from anomalib_aprilgan.pretraining.drawn_files import draw_pairs
+from anomalib_aprilgan.pretraining.losses import losses
+from anomalib_aprilgan.pretraining.pairs import Batch, Pairs
 
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Adapters of one epoch on two kinds, tests on one."""
-    monkeypatch.setitem(pretraining.DATA_SETS, "auxiliary", (("leather", "washer"), ("scratch",)))
-    monkeypatch.setattr(pretraining, "HELD_OUT_KINDS", ("gear",))
-    monkeypatch.setattr(pretraining, "ADAPTER_EPOCHS", 1)
-    monkeypatch.setattr(pretraining, "ADAPTER_LOOKS", 2)
-    monkeypatch.setattr(pretraining, "SHOTS", (0, 4))
+    """Train adapters on two kinds for one epoch, and test on one kind."""
+    monkeypatch.setitem(command.DATA_SETS, "auxiliary", (("leather", "washer"), ("scratch",)))
+    monkeypatch.setattr(command, "HELD_OUT_KINDS", ("gear",))
+    monkeypatch.setattr(command, "ADAPTER_EPOCHS", 1)
+    monkeypatch.setattr(command, "ADAPTER_LOOKS", 2)
+    monkeypatch.setattr(command, "SHOTS", (0, 4))
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +56,13 @@ def train(folder: Path, pairs: Pairs, steps: int, stop_after: int | None = None)
             return super().batch(size, rng)
 
     try:
-        return pretraining._train(folder, Interrupted(), steps, batch_size=4, learning_rate=1e-3, seed=0).state_dict()
+        return training.train(folder, Interrupted(), steps, batch_size=4, learning_rate=1e-3, seed=0).state_dict()
     except Stop:
         return {}
 
 
 @pytest.mark.usefixtures("few")
-def test_the_command_makes_weights_and_adapters_that_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_weights_and_adapters_that_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["pretrain", str(tmp_path), "--pairs", "6", "--steps", "1"])
     output = capsys.readouterr().out
     for k_shot in (0, 4):
@@ -71,13 +73,13 @@ def test_the_command_makes_weights_and_adapters_that_work(tmp_path: Path, capsys
     model = AprilGanModel(BACKBONE, weights, adapter=tmp_path / "adapters.safetensors")
     assert model.trained_on
     _, origin = read_adapters(tmp_path / "adapters.safetensors")
-    assert origin.pretrained == "demo", "not a path of the machine that trained them"
+    assert origin.pretrained == "demo", "the tag, not the path of the weights on this machine"
 
 
-def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(
+def test_an_interrupted_training_continues_with_the_same_result(
     drawn: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretraining, "CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 2)
     (tmp_path / "whole").mkdir()
     (tmp_path / "halved").mkdir()
     expected = train(tmp_path / "whole", Pairs(drawn), 4)
@@ -86,19 +88,19 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(
     assert all(torch.equal(resumed[name], value) for name, value in expected.items())
 
 
-def test_another_training_s_checkpoint_is_refused(drawn: list[Path], tmp_path: Path) -> None:
+def test_the_checkpoint_of_another_training_is_refused(drawn: list[Path], tmp_path: Path) -> None:
     train(tmp_path, Pairs(drawn), 1)
     with pytest.raises(ValueError, match=r"8 pairs, 2 steps of 4.*8 pairs, 1 steps of 4"):
         train(tmp_path, Pairs(drawn), 2)
 
 
-def test_what_is_drawn_stays(drawn: list[Path]) -> None:
+def test_existing_files_are_kept(drawn: list[Path]) -> None:
     before = [path.stat().st_mtime_ns for path in drawn]
     assert draw_pairs(drawn[0].parent, 8, seed=1) == drawn
     assert [path.stat().st_mtime_ns for path in drawn] == before
 
 
-def test_a_batch_depends_on_its_seed_alone(drawn: list[Path]) -> None:
+def test_a_batch_depends_on_its_seed_only(drawn: list[Path]) -> None:
     pairs = Pairs(drawn)
     first, again, other = (pairs.batch(4, default_rng(seed)) for seed in (0, 0, 1))
     assert torch.equal(first.images, again.images)
@@ -109,8 +111,8 @@ def test_a_batch_depends_on_its_seed_alone(drawn: list[Path]) -> None:
     assert first.covered.amax(dim=1).gt(0.2).all()
 
 
-def test_a_batch_s_masks_turn_with_its_images(drawn: list[Path]) -> None:
-    """Where a patch is covered, the twins differ more than elsewhere."""
+def test_masks_are_augmented_as_their_images(drawn: list[Path]) -> None:
+    """Both images of a pair differ more in covered patches than elsewhere."""
     batch = Pairs(drawn).batch(8, default_rng(3))
     change = (batch.images[:, 0] - batch.images[:, 1]).abs().mean(dim=1)
     change = torch.nn.functional.avg_pool2d(change, 8).flatten(1)
@@ -118,7 +120,7 @@ def test_a_batch_s_masks_turn_with_its_images(drawn: list[Path]) -> None:
         assert changed[covered > 0.5].mean() > 2 * changed[covered == 0].mean() or covered.max() <= 0.5
 
 
-def test_captions_differ_in_the_state_alone_and_never_name_what_is_held_out() -> None:
+def test_captions_differ_in_the_state_only_and_never_name_held_out_kinds() -> None:
     named = 0
     for seed in range(200):
         normal, abnormal, is_named = captions("hex_nut", "missing_part", default_rng(seed))
@@ -131,22 +133,22 @@ def test_captions_differ_in_the_state_alone_and_never_name_what_is_held_out() ->
 
 
 @pytest.mark.parametrize("kind", INVENTIONS)
-def test_what_is_invented_has_no_name(kind: str) -> None:
+def test_invented_kinds_are_never_named(kind: str) -> None:
     for seed in range(20):
         *twins, is_named = captions(kind, "scratch", default_rng(seed))
         assert not is_named
         assert kind not in "".join(twins)
-        assert kind not in words_of_captions()
+        assert kind not in vocabulary_sentences()
 
 
-def test_the_losses_against_a_plain_loop(drawn: list[Path]) -> None:
-    """The definition, pair by pair, in full precision."""
+def test_the_losses_equal_a_plain_loop(drawn: list[Path]) -> None:
+    """The definition in loops, in full precision."""
     towers = build_towers(BACKBONE, None, IMAGE_SIZE, quick_gelu=False)
     towers.visual.output_tokens = True
     torch.manual_seed(5)
     adapters = StageAdapters(len(LAYERS), 128, 128)
     batch, temperature = Pairs(drawn).batch(3, default_rng(5)), 20.0
-    found = losses(towers, adapters, tokenizer_of(BACKBONE), batch, temperature)
+    values = losses(towers, adapters, tokenizer_of(BACKBONE), batch, temperature)
     embedding, tokens = towers.visual(batch.images.flatten(0, 1))
     stages = encode_image(towers.visual, batch.images.flatten(0, 1), LAYERS).tokens
     images = normalize(embedding, dim=-1)
@@ -168,6 +170,6 @@ def test_the_losses_against_a_plain_loop(drawn: list[Path]) -> None:
             part = float(batch.covered[pair, patch].clamp(0.02, 0.98)) if state else 0.02
             log = (temperature * patches[first + state, patch] @ sentences[first : second + 1].T).log_softmax(dim=0)
             (covered if part > 0.3 else uncovered).append(-(1 - part) * log[0] - part * log[1])
-    assert found[1].item() == pytest.approx(torch.stack(twins).mean().item(), abs=0.02)
+    assert values[1].item() == pytest.approx(torch.stack(twins).mean().item(), abs=0.02)
     expected = torch.stack(covered).mean() / 2 + torch.stack(uncovered).mean()
-    assert found[2].item() == pytest.approx(expected.item(), abs=0.02)
+    assert values[2].item() == pytest.approx(expected.item(), abs=0.02)

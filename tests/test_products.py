@@ -129,9 +129,15 @@ def test_products_of_other_models_are_refused(
         (make_lightning_model(reference_layers=(1,), class_name="x"), "reference_layers"),
         (make_lightning_model(image_size=32, class_name="x"), "image_size 64 against the model's 32"),
         (make_lightning_model(quick_gelu=True, class_name="x", adapter=None), "quick_gelu"),
-        (make_lightning_model(class_name="x", post_processor=PostProcessor()), "post_processor 'AprilGanPostProcessor' against 'PostProcessor'"),
+        (
+            make_lightning_model(class_name="x", post_processor=PostProcessor()),
+            "post_processor 'AprilGanPostProcessor' against 'PostProcessor'",
+        ),
         (make_lightning_model(class_name="x", adapter=None), r"another model than this one: adapters '\w+' against"),
-        (make_lightning_model(class_name="x", method=MethodOptions(map_stages=(2,))), r"map_stages \[2, 4\] against \[2\]"),
+        (
+            make_lightning_model(class_name="x", method=MethodOptions(map_stages=(2,))),
+            r"map_stages \[2, 4\] against \[2\]",
+        ),
     ):
         before = answers(other, images)
         with pytest.raises(ValueError, match=message):

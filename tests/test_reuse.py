@@ -352,9 +352,7 @@ def test_validation_metrics_may_be_added_when_a_training_goes_on(
     training_checkpoint: str, make: MakeModel, engine: MakeEngine, sample_root: Path
 ) -> None:
     watch = AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_", strict=False)
-    datamodule = AuxiliaryDataModule(
-        data(sample_root, "brick"), ["brick"], validation=data(sample_root), num_workers=0
-    )
+    datamodule = AuxiliaryDataModule(data(sample_root, "brick"), ["brick"], validation=data(sample_root), num_workers=0)
     runner = engine(max_epochs=2)
     model = make(adapter=None, evaluator=Evaluator(val_metrics=[watch]))
     runner.fit(model, datamodule=datamodule, ckpt_path=training_checkpoint)
@@ -406,9 +404,7 @@ def test_an_explicit_pre_processor_stays(fitted: tuple[AprilGan, str]) -> None:
     assert own.transform is transform
 
 
-def test_components_that_were_switched_off_stay_off(
-    make: MakeModel, engine: MakeEngine, sample_root: Path
-) -> None:
+def test_components_that_were_switched_off_stay_off(make: MakeModel, engine: MakeEngine, sample_root: Path) -> None:
     runner, saved = engine(), make(post_processor=False)
     runner.fit(saved, datamodule=data(sample_root))
     path, test_folder = runner.best_model_path, sample_root / "gravel/test/stain"
@@ -422,9 +418,7 @@ def test_components_that_were_switched_off_stay_off(
             assert other.pred_label is None
 
 
-def test_a_training_that_would_train_nothing_is_refused(
-    make: MakeModel, engine: MakeEngine, sample_root: Path
-) -> None:
+def test_a_training_that_would_train_nothing_is_refused(make: MakeModel, engine: MakeEngine, sample_root: Path) -> None:
     for validation in (None, data(sample_root)):
         datamodule = AuxiliaryDataModule(data(sample_root, "brick"), ["brick"], validation=validation, num_workers=0)
         for model in (make(), make(adapter="auto")):
@@ -648,7 +642,7 @@ def test_a_model_in_an_engine_s_hands_is_not_changed(
 
     caplog.set_level(logging.ERROR)
     model = make()
-    meddler = Meddler(**{"visualizer": False, "backbone": "ViT-demo"})
+    meddler = Meddler(visualizer=False, backbone="ViT-demo")
     with pytest.raises(RuntimeError, match="Call `add_references` before or after the run"):
         engine().predict(meddler, data_path=sample_root / "gravel/test/good")
     engine().predict(model, data_path=sample_root / "gravel/test/good")

@@ -1,4 +1,4 @@
-"""The sample data sets: reproducible, and laid out as anomalib reads MVTec AD."""
+"""The sample data sets: reproducible, in MVTec AD's folder layout."""
 
 import random
 from pathlib import Path
@@ -23,7 +23,7 @@ def write_small(root: Path, *categories: str, seed: int = 0) -> Path:
     return write_sample_data(root, categories, size=32, train=2, test=1, seed=seed)
 
 
-def test_the_layout_is_mvtec_ad_s(tmp_path: Path) -> None:
+def test_the_layout_is_that_of_mvtec_ad(tmp_path: Path) -> None:
     assert write_sample_data(str(tmp_path), ("coins",), size=32, train=2, test=3) == tmp_path
     expected = {f"coins/train/good/{number:03}.png" for number in range(2)}
     expected |= {f"coins/test/good/{number:03}.png" for number in range(3)}
@@ -41,10 +41,10 @@ def test_anomalib_reads_it(sample_root: Path) -> None:
     (batch,) = datamodule.test_dataloader()
     assert batch.image.shape == (12, 3, 64, 64)
     assert int(batch.gt_label.sum()) == 3 * len(DEFECTS)
-    assert torch.equal(batch.gt_mask.flatten(1).any(dim=1), batch.gt_label), "a mask for each defect, and only there"
+    assert torch.equal(batch.gt_mask.flatten(1).any(dim=1), batch.gt_label), "a mask if and only if there is a defect"
 
 
-def test_the_auxiliary_data_set_is_one_to_train_adapters_on(tmp_path: Path) -> None:
+def test_adapters_can_be_trained_on_the_auxiliary_data_set(tmp_path: Path) -> None:
     categories, defects = DATA_SETS["auxiliary"]
     write_sample_data(tmp_path, categories[:3], defects, size=64, train=1, test=2)
     datamodule = AuxiliaryDataModule(source=MVTecAD(root=tmp_path, category=categories[0]), num_workers=0)
@@ -54,7 +54,7 @@ def test_the_auxiliary_data_set_is_one_to_train_adapters_on(tmp_path: Path) -> N
     assert samples.groupby("class_name").label_index.sum().to_dict() == dict.fromkeys(categories[:3], 2 * len(defects))
 
 
-def test_what_is_held_out_is_in_no_data_to_train_on() -> None:
+def test_held_out_kinds_and_defects_are_not_in_the_training_data() -> None:
     (auxiliary, seen), (held_out, all_defects) = DATA_SETS["auxiliary"], DATA_SETS["held_out"]
     assert not set(auxiliary) & (set(held_out) | set(DATA_SETS["photographs"][0]))
     assert len(set(all_defects) - set(seen)) == 2

@@ -640,7 +640,8 @@ def test_clip_itself_in_the_adapters_place(
 
 
 @pytest.mark.parametrize(
-    ("argument", "value"), [("map_stages", (3,)), ("map_stages", (2, 2)), ("map_stages", "2"), ("prompts", "many"), ("projection", "none")]
+    ("argument", "value"),
+    [("map_stages", (3,)), ("map_stages", (2, 2)), ("map_stages", "2"), ("prompts", "many"), ("projection", "none")],
 )
 def test_bad_choices_are_explained(make_model: Callable[..., AprilGanModel], argument: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"`{argument}`"):

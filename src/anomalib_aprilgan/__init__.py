@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anomalib_aprilgan.datamodule import AuxiliaryDataModule
-    from anomalib_aprilgan.lightning_model import AprilGan
     from anomalib_aprilgan.export.products import Product
+    from anomalib_aprilgan.lightning_model import AprilGan
     from anomalib_aprilgan.torch_model import AprilGanModel
 
 __all__ = ["AprilGan", "AprilGanModel", "AuxiliaryDataModule", "Product", "__version__"]

@@ -17,11 +17,11 @@ __all__ = ["main"]
 
 
 def demo(output: str = "aprilgan-demo", seed: int = 0) -> None:
-    """Show on drawn pictures what zero-shot and few-shot are worth, in minutes, without any download.
+    """Train and test on drawn images, zero-shot and few-shot, in minutes, without any download.
 
     Args:
-        output: Folder for the page, the adapters and the pictures.
-        seed: Seed of the tested pictures, the training and the choice of reference images.
+        output: Folder for the page, the adapters and the images.
+        seed: Seed of the images, the training and the choice of reference images.
     """
     import warnings  # noqa: PLC0415
 
@@ -43,12 +43,12 @@ def sample_data(
 
     Args:
         output: Folder of the data set.
-        kinds: What is in the pictures. photographs: real surfaces with drawn defects; auxiliary: many drawn surfaces
-            and objects, to train adapters on; held_out: drawn ones that the embedded CLIP has never seen.
+        kinds: Content of the images. photographs: real surfaces with drawn defects; auxiliary: drawn surfaces and
+            objects to train adapters on; held_out: drawn ones that the embedded CLIP was not trained on.
         size: Height and width of the images in pixels.
-        train: Normal training images per category.
-        test: Test images per category, of normal ones and of each defect.
-        seed: Seed of everything: colours, shapes, defects, light.
+        train: Number of normal training images per category.
+        test: Number of normal test images per category, and number of test images per defect.
+        seed: Seed of colours, shapes, defects and light.
     """
     from anomalib_aprilgan.demo.sample_data import DATA_SETS, write_sample_data  # noqa: PLC0415
 
@@ -58,15 +58,15 @@ def sample_data(
 
 
 def pretrain(folder: Path, pairs: int = 60_000, steps: int = 4400, seed: int = 0) -> None:
-    """Train the embedded CLIP and its adapters again, from nothing; what was interrupted goes on.
+    """Train the embedded CLIP and its adapters from scratch. Run it again to continue an interrupted training.
 
     Args:
-        folder: Where pictures and checkpoints are kept, and the weights written.
-        pairs: Pairs of pictures to draw.
+        folder: Folder for images, checkpoint, weights and adapters.
+        pairs: Number of pairs of images to draw.
         steps: Steps of pre-training.
         seed: Seed of everything.
     """
-    from anomalib_aprilgan.demo.pretraining import pretrain as pretrain_clip  # noqa: PLC0415
+    from anomalib_aprilgan.pretraining.command import pretrain as pretrain_clip  # noqa: PLC0415
 
     pretrain_clip(folder, pairs, steps, seed=seed)
 

@@ -3,21 +3,20 @@
 
 """APRIL-GAN as a model of anomalib: the hooks that Engine, command line and checkpoints call."""
 
-import copy
 import logging
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from anomalib import LearningType
 from anomalib.data import AnomalibDataModule, Batch, InferenceBatch
-from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Max
+from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from lightning.pytorch import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS, STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
@@ -26,19 +25,21 @@ from anomalib_aprilgan.datamodule import AuxiliaryDataModule
 from anomalib_aprilgan.export.export import Exportable
 from anomalib_aprilgan.export.products import Product, take_up
 from anomalib_aprilgan.integration import checkpoints, preparation, runs
-from anomalib_aprilgan.integration.callbacks import model_callbacks
+from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.calibration import MapRange
-from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
+from anomalib_aprilgan.integration.callbacks import model_callbacks
+from anomalib_aprilgan.integration.metrics import paper_evaluator
+from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor, snapshot
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
-from anomalib_aprilgan.integration.references import check_image_files, files_in_source
+from anomalib_aprilgan.integration.references import check_image_files
 from anomalib_aprilgan.integration.setup import AUTO_ADAPTER, Arguments
-from anomalib_aprilgan.method.architecture import AUTO, Architecture
+from anomalib_aprilgan.method.architecture import AUTO
 from anomalib_aprilgan.method.losses import adapter_loss
 from anomalib_aprilgan.method.options import MethodOptions
 from anomalib_aprilgan.method.scoring import image_score
 from anomalib_aprilgan.method.setup import Setup
 from anomalib_aprilgan.torch_model import AprilGanModel
-from anomalib_aprilgan_plugin import load_plugins
+from anomalib_aprilgan_plugin import register
 
 __all__ = ["AprilGan"]
 
@@ -115,83 +116,125 @@ class AprilGan(Exportable, AnomalibModule):
         if not isinstance(learning_rate, float | int) or not 0 < learning_rate < float("inf"):
             msg = f"Expected argument `learning_rate` to be positive, such as 0.001, but got {learning_rate!r}."
             raise ValueError(msg)
-        architecture: dict[str, Any] = {
-            "backbone": backbone,
-            "image_size": image_size,
-            "layers": layers,
-            "reference_layers": reference_layers,
-            "quick_gelu": quick_gelu,
-        }
-        architecture = {name: value for name, value in architecture.items() if value is not None}
-        architecture |= {} if pretrained == AUTO else {"pretrained": pretrained}
-        default_size = Architecture.of(**architecture).image_size
+        others: dict[str, Any] = {"image_size": image_size, "layers": layers, "quick_gelu": quick_gelu}
+        blueprint = Blueprint(backbone, pretrained, method, reference_layers=reference_layers, **others)
         super().__init__(
-            pre_processor=AprilGanPreProcessor(default_size) if pre_processor is True else pre_processor,
+            pre_processor=(
+                AprilGanPreProcessor(blueprint.default_image_size) if pre_processor is True else pre_processor
+            ),
             post_processor=post_processor,
             evaluator=evaluator,
             visualizer=visualizer,
         )
         components = {"pre_processor": pre_processor, "post_processor": post_processor, "visualizer": visualizer}
         self._given_components = frozenset(name for name, value in components.items() if value is not True)
-        self._given_architecture = architecture | ({} if method is None else {"method": method})
+        self._blueprint = blueprint
         self.adapter = None if adapter is None else str(adapter)
         self.class_name = class_name
         self.k_shot = k_shot
         self.few_shot_source = None if few_shot_source is None else Path(few_shot_source)
         self.learning_rate = learning_rate
-        self._arguments()  # checks them
-        self._collected = MapRange()
+        self._map_range = MapRange()
+        _ = self.arguments  # checks them
         self.model: AprilGanModel
-        if backbone is not None:  # else a checkpoint may bring another one; made on first use
+        if blueprint.has_backbone:  # else a checkpoint may bring another one, so the model is made on first use
             self._make_model()
-
-    # ---- The plain model --------------------------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         """Make the plain model when it is used for the first time."""
-        if name == "model" and "_given_architecture" in self.__dict__ and "model" not in self._modules:
+        if name == "model" and "_blueprint" in self.__dict__ and "model" not in self._modules:
             self._make_model()
         return super().__getattr__(name)
 
     def _make_model(self, saved: dict[str, Any] | None = None) -> None:
-        """Make the plain model, unless there is one with the same architecture.
-
-        Args:
-            saved: Architecture of a checkpoint, which given arguments override.
-        """
-        given = self._given_architecture
-        use_saved = saved is not None and given.get("backbone", saved["backbone"]) == saved["backbone"]
-        wanted = {**(saved if saved and use_saved else {}), **given}
-        method = wanted.pop("method", None) or MethodOptions()
-        made = self._modules.get("model")
-        if isinstance(made, AprilGanModel) and (made.architecture, made.method) == (Architecture.of(**wanted), method):
-            return
+        """Make the plain model, with the architecture of a checkpoint where no argument says otherwise."""
         adapter = self.adapter if saved is None and self.adapter != AUTO_ADAPTER else None
-        model = AprilGanModel(**wanted, method=method, adapter=adapter)
-        self.model = model.to(device=self.device, dtype=self.dtype)
+        made = cast("AprilGanModel | None", self._modules.get("model"))
+        model = self._blueprint.make(saved, made, adapter)
+        if model is not made:
+            self.model = model.to(device=self.device, dtype=self.dtype)
         if isinstance(self.pre_processor, AprilGanPreProcessor) and "pre_processor" not in self._given_components:
             self.pre_processor.resize_to(model.image_size)
+
+    # ---- Setup ------------------------------------------------------------------------------------------------------
+
+    @property
+    def arguments(self) -> Arguments:
+        """What the user asked for, by arguments or by attributes that were set later."""
+        source = None if self.few_shot_source is None else str(self.few_shot_source)
+        return Arguments(self.class_name, None if self.adapter is None else str(self.adapter), self.k_shot, source)
 
     @property
     def setup_record(self) -> Setup:
         """What the model is set up for: class, adapters, reference images, options of the post-processor."""
         config = getattr(self.post_processor, "checkpoint_config", dict)
-        return preparation.with_options(self.model.state.record, config())
+        return replace(self.model.state.record, post_processor=config())
 
     @property
     def reference_files(self) -> tuple[str, ...]:
         """Paths of the reference images in the memory banks."""
         return self.model.reference_files
 
-    @property
-    def _is_few_shot(self) -> bool:
-        made = self._modules.get("model")
-        return bool(made.is_few_shot) if self.k_shot is None and isinstance(made, AprilGanModel) else bool(self.k_shot)
+    def prepare(self, datamodule: AnomalibDataModule | None = None) -> None:
+        """Set the class, load the adapters and draw the reference images, where that changes anything.
 
-    def _arguments(self) -> Arguments:
-        """Return what was asked for, also by attributes that were set later."""
-        source = None if self.few_shot_source is None else str(self.few_shot_source)
-        return Arguments(self.class_name, None if self.adapter is None else str(self.adapter), self.k_shot, source)
+        It is called before validation, test and prediction. If anything changes, the calibration is reset.
+
+        Args:
+            datamodule: Where class and references come from if arguments and checkpoint do not say. ``None``: that of
+                the present run, if any.
+
+        Raises:
+            ValueError: If there are too few references, or they cannot be read.
+            RuntimeError: If references are asked for and there is nothing to draw them from, or if published adapters
+                cannot be downloaded.
+        """
+        preparation.prepare(self, datamodule)
+
+    def ensure_prepared(self, datamodule: AnomalibDataModule | None = None) -> None:
+        """Prepare what is missing, for instance before an export. What is set up stays, whatever the datamodule is."""
+        is_prepared = self.model.class_name is not None and (self.model.is_few_shot or not self.k_shot)
+        preparation.prepare(self, None if is_prepared else datamodule)
+
+    def ensure_adapters(self) -> None:
+        """Load the adapters that the arguments ask for, if they are not in use."""
+        preparation.ensure_adapters(self)
+
+    @property
+    def product(self) -> Product:
+        """A copy of what the model knows of its product: class, references, calibration."""
+        self.ensure_prepared()
+        return Product.of(self)
+
+    def switch_to(self, product: Product) -> None:
+        """Use another product, without loading or encoding anything. It replaces class, references and calibration.
+
+        Args:
+            product: Made by a model with the same CLIP, adapters and stages.
+
+        Raises:
+            ValueError: If it was made by another model; nothing has changed then.
+            RuntimeError: If an Engine is running the model.
+        """
+        runs.refuse_during_run(self, "switch_to")
+        take_up(self, product)
+        self.class_name, self.k_shot, self.few_shot_source = None, None, None
+
+    def add_references(self, source: str | Path) -> None:
+        """Add reference images to the memory banks. They stay, whatever datamodule comes later.
+
+        Thresholds and ranges stay, unless these are the first references; validate again to renew them.
+
+        Args:
+            source: A folder, one image, or a text file that lists image paths.
+
+        Raises:
+            ValueError: If there are none, or they cannot be read.
+            RuntimeError: If an Engine is running the model.
+        """
+        runs.refuse_during_run(self, "add_references")
+        self.ensure_prepared()
+        preparation.add_references(self, source)
 
     # ---- What anomalib asks -----------------------------------------------------------------------------------------
 
@@ -200,7 +243,9 @@ class AprilGan(Exportable, AnomalibModule):
         """Zero-shot or few-shot; with ``adapter=None`` a model that is trained, for which anomalib has one type."""
         if self.adapter is None:
             return LearningType.ONE_CLASS
-        return LearningType.FEW_SHOT if self._is_few_shot else LearningType.ZERO_SHOT
+        made = cast("AprilGanModel | None", self._modules.get("model"))
+        is_few_shot = made is not None and made.is_few_shot if self.k_shot is None else self.k_shot > 0
+        return LearningType.FEW_SHOT if is_few_shot else LearningType.ZERO_SHOT
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -229,21 +274,12 @@ class AprilGan(Exportable, AnomalibModule):
 
     @staticmethod
     def configure_evaluator() -> Evaluator:
-        """Make the default evaluator: the paper's seven metrics, with anomalib's classes."""
-        image: dict[str, Any] = {"fields": ["pred_score", "gt_label"], "prefix": "image_"}
-        pixel: dict[str, Any] = {"fields": ["anomaly_map", "gt_mask"], "prefix": "pixel_", "strict": False}
-        # AUROC at the places that it has in anomalib's default: else Lightning refuses to run both with one Engine.
-        return Evaluator(
-            test_metrics=[
-                AUROC(**image),
-                F1Max(**image),
-                AUROC(**pixel),
-                F1Max(**pixel),
-                AUPR(**image),
-                AUPR(**pixel),
-                AUPRO(**pixel),
-            ],
-        )
+        """Make the default evaluator: the paper's seven metrics."""
+        return paper_evaluator()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the components as callbacks."""
+        return model_callbacks(self, cast("list[Callback]", super().configure_callbacks()))
 
     def configure_optimizers(self) -> Optimizer | None:
         """Adam for the adapters (section 4.1); nothing to optimise where they are given."""
@@ -251,15 +287,11 @@ class AprilGan(Exportable, AnomalibModule):
             return None
         return Adam(self.model.adapters.parameters(), lr=self.learning_rate, betas=(0.5, 0.999))
 
-    def configure_callbacks(self) -> list[Callback]:
-        """Return the components as callbacks."""
-        return model_callbacks(self, cast("list[Callback]", super().configure_callbacks()))
-
     def val_dataloader(self) -> EVAL_DATALOADERS:
         """No images: without validation data there is nothing to calibrate on, and nothing fails."""
         return []
 
-    # ---- Setup ------------------------------------------------------------------------------------------------------
+    # ---- Stages -----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Refuse a training that would train nothing; let datamodules do without a validation split."""
@@ -277,126 +309,26 @@ class AprilGan(Exportable, AnomalibModule):
         if stage == TrainerFn.FITTING and seed is not None and self.adapter is None and not self.model.trained_on:
             self.model.reset_adapters(seed)  # they were made before the command line's seed was known
 
-    def prepare(self, datamodule: AnomalibDataModule | None = None) -> None:
-        """Set the class, load the adapters and draw the reference images, where that changes anything.
-
-        It is called before validation, test, prediction and export. If anything changes, the calibration is reset.
-
-        Args:
-            datamodule: Where class and references come from if arguments and checkpoint do not say. ``None``: that of
-                the present run, if any.
-
-        Raises:
-            ValueError: If there are too few references, or they cannot be read.
-            RuntimeError: If references are asked for and there is nothing to draw them from, or if published adapters
-                cannot be downloaded.
-        """
-        trainer, record = self._running_trainer, self.model.state.record
-        may_draw = self.k_shot != record.references.k_shot or record.references.origin in {"default", "datamodule"}
-        data = runs.describe(
-            datamodule or runs.datamodule_of(trainer),
-            with_files=bool(self.k_shot) and self.few_shot_source is None and may_draw,
-        )
-        seed = runs.seed_of(trainer)
-        with self.model.state.locked():  # other threads wait, and find the model prepared
-            if preparation.prepare(self.model, self._arguments(), data, seed, self.pre_processor):
-                self._reset_calibration()
-
-    def ensure_prepared(self, datamodule: AnomalibDataModule | None = None) -> None:
-        """Prepare what is missing. What is set up stays, whatever the datamodule is.
-
-        Args:
-            datamodule: As for :meth:`prepare`; it is not used if class and references are set up.
-        """
-        is_prepared = self.model.class_name is not None and (self.model.is_few_shot or not self.k_shot)
-        self.prepare(None if is_prepared else datamodule)
-
-    def ensure_adapters(self) -> None:
-        """Load the adapters that arguments ask for, if they are not in use."""
-        if preparation.ensure_adapters(self.model, self._arguments()):
-            self._reset_calibration()
-
-    def _reset_calibration(self) -> None:
-        post_processor = self.post_processor
-        if isinstance(post_processor, AprilGanPostProcessor):
-            if post_processor.is_calibrated:
-                logger.warning("The setup has changed: thresholds and ranges are reset. Validate again to renew them.")
-            post_processor.reset_calibration(self.model.largest_map_value)
-        self.model.reset_calibration()
-
-    @property
-    def _running_trainer(self) -> Trainer | None:
-        """The trainer of the present run; one whose run has ended says nothing about the present."""
-        trainer: Trainer | None = getattr(self, "_trainer", None)
-        return trainer if trainer is not None and trainer.state.status == TrainerStatus.RUNNING else None
-
-    # ---- Products ---------------------------------------------------------------------------------------------------
-
-    @property
-    def product(self) -> Product:
-        """A copy of what the model knows of its product: class, references, calibration."""
-        self.ensure_prepared()
-        return Product.of(self)
-
-    def switch_to(self, product: Product) -> None:
-        """Use another product, without loading or encoding anything. It replaces class, references and calibration.
-
-        Args:
-            product: Made by a model with the same CLIP, adapters and stages.
-
-        Raises:
-            ValueError: If it was made by another model; nothing has changed then.
-            RuntimeError: If an Engine is running the model.
-        """
-        self._refuse_while_running("switch_to")
-        take_up(self, product)
-        self.class_name, self.k_shot, self.few_shot_source = None, None, None
-
-    def add_references(self, source: str | Path) -> None:
-        """Add reference images to the memory banks. They stay, whatever datamodule comes later.
-
-        Thresholds and ranges stay, unless these are the first references; validate again to renew them.
-
-        Args:
-            source: A folder, one image, or a text file that lists image paths.
-
-        Raises:
-            ValueError: If there are none, or they cannot be read.
-            RuntimeError: If an Engine is running the model.
-        """
-        self._refuse_while_running("add_references")
-        self.ensure_prepared()
-        files = files_in_source(source, argument="source")
-        images = preparation.read_images(list(map(str, files)), self.pre_processor)
-        if self.model.add_references(images, files):
-            self._reset_calibration()
-
-    def _refuse_while_running(self, call: str) -> None:
-        if self._running_trainer is not None:
-            msg = f"An Engine is running the model. Call `{call}` before or after the run, not during it."
-            raise RuntimeError(msg)
-
-    # ---- Stages -----------------------------------------------------------------------------------------------------
-
     def on_train_start(self) -> None:
         """Check all files before the first step, and record what the adapters are trained on."""
         check_image_files(runs.image_files(self.trainer.train_dataloader))
         datamodule = runs.datamodule_of(self.trainer)
-        seen: tuple[str, ...] = getattr(datamodule, "trained_on", ())
-        if not isinstance(datamodule, AuxiliaryDataModule):
+        if isinstance(datamodule, AuxiliaryDataModule):
+            seen = datamodule.trained_on
+            if datamodule.validation is not None:
+                preparation.warn_of_overlap(seen, runs.describe(datamodule.validation))
+        else:
             seen = () if datamodule is None else (str(runs.describe(datamodule)),)
             logger.warning(
                 "The adapters are trained on %s, whose training images are normal. They learn from abnormal images "
                 "with masks: wrap the datamodule in an AuxiliaryDataModule.",
                 ", ".join(seen) or "a dataloader",
             )
-        elif datamodule.validation is not None:
-            preparation.warn_of_overlap(seen, runs.describe(datamodule.validation))
         self.model.mark_trained(seen)
 
     def on_validation_start(self) -> None:
         """Prepare the model and check all files, unless this is validation between training epochs."""
-        self._collected.clear()
+        self._map_range.clear()
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._prepare_for(self.trainer.val_dataloaders)
 
@@ -460,7 +392,7 @@ class AprilGan(Exportable, AnomalibModule):
         with torch.no_grad():
             raw = self.model.predict_raw(cast("Tensor", batch.image), tensors, self._text_features(batch))
             if keep:
-                self._collected.add(raw, batch.gt_label)
+                self._map_range.add(raw, batch.gt_label)
             predictions = InferenceBatch(self.model.image_score(raw, tensors), anomaly_map=raw.anomaly_map)
         return cast("STEP_OUTPUT", batch.update(**predictions._asdict()))
 
@@ -477,7 +409,7 @@ class AprilGan(Exportable, AnomalibModule):
         Returns:
             The final scores and labels of this process's validation images; ``None`` for a zero-shot model.
         """
-        return self._collected.calibrate(self.model, cast("Any", self.all_gather))
+        return self._map_range.calibrate(self.model, cast("Any", self.all_gather))
 
     @property
     def smallest_score(self) -> float:
@@ -495,7 +427,7 @@ class AprilGan(Exportable, AnomalibModule):
         if torch.compiler.is_compiling():  # exported graphs hold one setup
             return super().forward(batch, *args, **kwargs)
         with self.model.state.locked():
-            tensors, post_processor = self.model.state.tensors(), _snapshot(self.post_processor)
+            tensors, post_processor = self.model.state.tensors(), snapshot(self.post_processor)
         images = self.pre_processor(batch) if self.pre_processor else batch
         prediction = self.model(images, tensors)
         return post_processor(prediction) if post_processor else prediction
@@ -532,12 +464,13 @@ class AprilGan(Exportable, AnomalibModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take from the checkpoint what no argument says: the architecture, and options of the components."""
-        if self._running_trainer is not None and self._running_trainer.ckpt_path is None:
+        trainer = runs.running_trainer(self)
+        if trainer is not None and trainer.ckpt_path is None:
             checkpoints.discard(checkpoint, self)
             return
         self._make_model(checkpoints.saved_architecture(checkpoints.saved_state(checkpoint)))
         super().on_load_checkpoint(checkpoints.components_to_restore(checkpoint, self, self._given_components))
-        datamodule = runs.datamodule_of(self._running_trainer)
+        datamodule = runs.datamodule_of(trainer)
         if datamodule is not None:  # its workers resize images as the pre-processor does
             datamodule.setup(self.trainer.state.fn)
 
@@ -546,13 +479,4 @@ class AprilGan(Exportable, AnomalibModule):
         return super().load_state_dict(checkpoints.fitted_state(state_dict, self), strict, assign)
 
 
-def _snapshot(module: nn.Module | None) -> nn.Module | None:
-    """Copy a module together with its buffers, which may be replaced in the meantime; all else is shared."""
-    if module is None:
-        return None
-    snapshot = copy.copy(module)
-    snapshot._buffers = {name: None if value is None else value.clone() for name, value in module._buffers.items()}  # noqa: SLF001
-    return snapshot
-
-
-load_plugins()  # for a program that imports this module before anomalib's models, which are then waiting for it
+register()  # for programs that import this module first: when it imports anomalib, AprilGan does not exist yet

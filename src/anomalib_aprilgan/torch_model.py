@@ -14,14 +14,20 @@ from torch import Tensor
 
 from anomalib_aprilgan.files.adapter_files import find_adapters, refuse_foreign_state, write_adapters
 from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
-from anomalib_aprilgan.method.memory_bank import nearest_distances
 from anomalib_aprilgan.method.adapters import ClipProjection, StageAdapters
 from anomalib_aprilgan.method.architecture import AUTO, DEFAULT_BACKBONE, Architecture
 from anomalib_aprilgan.method.few_shot_clip import FewShotClip
+from anomalib_aprilgan.method.memory_bank import nearest_distances
 from anomalib_aprilgan.method.options import MethodOptions
+from anomalib_aprilgan.method.scoring import (
+    RawPrediction,
+    abnormal_probability,
+    image_score,
+    stage_probabilities,
+    upsample,
+)
 from anomalib_aprilgan.method.setup import Setup
 from anomalib_aprilgan.method.setup_state import SetupTensors
-from anomalib_aprilgan.method.scoring import RawPrediction, abnormal_probability, image_score, stage_probabilities, upsample
 
 __all__ = ["AprilGanModel"]
 

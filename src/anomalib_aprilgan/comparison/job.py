@@ -28,9 +28,9 @@ from anomalib_aprilgan.comparison.components import make_datamodule, make_model
 from anomalib_aprilgan.comparison.grid import Run
 from anomalib_aprilgan.comparison.results import DONE, FAILED, METRICS, append_row
 from anomalib_aprilgan.comparison.surroundings import describe_surroundings, peak_memory_mb, reset_peak_memory
-from anomalib_aprilgan.lightning_model import AprilGan
 from anomalib_aprilgan.integration.quiet import quietly
 from anomalib_aprilgan.integration.quiet_engine import quiet_engine
+from anomalib_aprilgan.lightning_model import AprilGan
 
 __all__ = ["ComparisonJob", "ComparisonJobs", "Manner"]
 

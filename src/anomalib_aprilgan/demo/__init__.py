@@ -1,4 +1,4 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The embedded default: generated pictures, the small CLIP that was trained on them, and the demonstration of both."""
+"""The demonstration of the embedded CLIP, and the generated sample data."""

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Training of adapters and tests with the embedded CLIP, through anomalib's Engine."""
+"""Training of adapters and tests of the embedded CLIP, with anomalib's Engine."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,26 +9,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from anomalib.data import AnomalibDataModule, MVTecAD
+from anomalib.data import AnomalibDataModule, ImageBatch, MVTecAD
 from anomalib.metrics import AUROC, Evaluator
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
 from anomalib_aprilgan.datamodule import AuxiliaryDataModule
-from anomalib_aprilgan.demo.findings import METRICS, Prediction
+from anomalib_aprilgan.demo.results import METRICS, Prediction
 from anomalib_aprilgan.files.embedded import BACKBONE
-from anomalib_aprilgan.lightning_model import AprilGan
 from anomalib_aprilgan.integration.quiet_engine import quiet_engine
+from anomalib_aprilgan.lightning_model import AprilGan
 
-__all__ = ["Tested", "measure_category", "train_adapters"]
+__all__ = ["CategoryResult", "evaluate_category", "train_adapters"]
 
 
-class Tested(NamedTuple):
-    """What a test found.
+class CategoryResult(NamedTuple):
+    """Result of the test on one category.
 
     Attributes:
-        metrics: Values in [0, 1] by anomalib's names.
-        references: The reference images' files.
-        predictions: By file of the test split; empty unless asked for.
+        metrics: Metrics in [0, 1] by anomalib's names.
+        references: Files of the reference images.
+        predictions: Prediction by file of the test image; empty if predictions were not requested.
     """
 
     metrics: dict[str, float]
@@ -40,11 +40,11 @@ def train_adapters(roots: Sequence[Path], epochs: int, seed: int, folder: Path, 
     """Train adapters of the embedded CLIP.
 
     Args:
-        roots: Data sets with MVTec AD's folders; the test splits of all their categories are trained on.
-        epochs: How often each image is seen.
-        seed: Seed of the adapters' first weights and of the order of images.
-        folder: Where the engine may write.
-        **model_arguments: Arguments of ``AprilGan``.
+        roots: Data sets in MVTec AD's layout. The adapters are trained on the test splits of all their categories.
+        epochs: Number of epochs.
+        seed: Seed of initial weights and image order.
+        folder: Folder that the engine may write to.
+        **model_arguments: Further arguments of ``AprilGan``.
 
     Returns:
         The trained model.
@@ -59,26 +59,26 @@ def train_adapters(roots: Sequence[Path], epochs: int, seed: int, folder: Path, 
     return model
 
 
-def measure_category(
+def evaluate_category(
     root: Path,
     category: str,
     k_shot: int,
     seed: int,
     folder: Path,
     *,
-    predict: bool,
+    with_predictions: bool = False,
     **model_arguments: Any,  # noqa: ANN401
-) -> Tested:
+) -> CategoryResult:
     """Test the embedded CLIP on one category.
 
     Args:
-        root: Data set with MVTec AD's folders.
-        category: The category.
+        root: Data set in MVTec AD's layout.
+        category: Name of the category.
         k_shot: Number of reference images.
-        seed: Seed of their choice.
-        folder: Where the engine may write.
-        predict: Also collect what is said of each test image.
-        **model_arguments: Arguments of ``AprilGan``.
+        seed: Seed of the choice of reference images.
+        folder: Folder that the engine may write to.
+        with_predictions: Whether to return the predictions for all test images too.
+        **model_arguments: Further arguments of ``AprilGan``.
 
     Returns:
         Metrics, reference images and predictions.
@@ -90,21 +90,34 @@ def measure_category(
             AUROC(fields=["pred_score", "gt_label"], prefix="image_"),
             AUROC(fields=["anomaly_map", "gt_mask"], prefix="pixel_"),
         ]
-    )  # the others take several times as long as the model
+    )  # anomalib's other metrics take several times as long as the model
     model = AprilGan(backbone=BACKBONE, k_shot=k_shot, evaluator=evaluator, visualizer=False, **model_arguments)
-    engine = quiet_engine(folder)
+    tested = _TestedBatches()
+    engine = quiet_engine(folder, callbacks=[tested] if with_predictions else [])
     (metrics,) = engine.test(model, datamodule=datamodule, verbose=False)
-    predictions = _collect(engine.predict(model, datamodule=datamodule)) if predict else {}
-    return Tested({name: float(metrics[name]) for name in METRICS}, model.reference_files, predictions)
+    metrics = {name: float(metrics[name]) for name in METRICS}
+    return CategoryResult(metrics, model.reference_files, _by_file(tested.batches))
 
 
-def _collect(batches: Any) -> dict[str, Prediction]:  # noqa: ANN401  # Lightning's type says little
-    """Sort what a model says of each image by its file."""
-    collected = {}
+class _TestedBatches(Callback):
+    """Keeps the batches of a test, so that the images need not be predicted a second time."""
+
+    def __init__(self) -> None:
+        self.batches: list[ImageBatch] = []
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:  # noqa: ANN401
+        """Keep a batch. The post-processor, which runs after this, changes it in place."""
+        del trainer, pl_module, args
+        self.batches.append(outputs)
+
+
+def _by_file(batches: Sequence[ImageBatch]) -> dict[str, Prediction]:
+    """Map each image file to its prediction."""
+    predictions = {}
     for batch in batches:
         for item in batch:
             anomaly_map = np.asarray(torch.as_tensor(item.anomaly_map).squeeze().cpu(), np.float32)
-            collected[str(item.image_path)] = Prediction(
+            predictions[str(item.image_path)] = Prediction(
                 float(torch.as_tensor(item.pred_score)), bool(item.pred_label), anomaly_map
             )
-    return collected
+    return predictions

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The demonstration's page: one HTML file with everything in it."""
+"""The HTML page of the demonstration: one file that contains all images."""
 
 from base64 import b64encode
 from importlib.metadata import version
@@ -13,39 +13,39 @@ from anomalib.visualization.image.functional import apply_colormap, overlay_imag
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from anomalib_aprilgan.demo.canvas import Array
-from anomalib_aprilgan.demo.findings import Example, Findings
+from anomalib_aprilgan.demo.drawing.canvas import Array
+from anomalib_aprilgan.demo.results import DemoResults, Example
 from anomalib_aprilgan.files.embedded import BACKBONE
 
 __all__ = ["write_page"]
 
 DISTRIBUTIONS = ("anomalib-aprilgan", "anomalib", "torch", "open_clip_torch")
 PIXELS = 192
-"""Height and width of the pictures in the page."""
+"""Height and width of the images in the page."""
 
 
-def write_page(path: Path, findings: Findings) -> Path:
-    """Write a page that needs no other file.
+def write_page(path: Path, results: DemoResults) -> Path:
+    """Write the page.
 
     Args:
-        path: The page.
-        findings: What to show.
+        path: File to write.
+        results: Results to show.
 
     Returns:
-        The page.
+        The file.
     """
     environment = Environment(
         loader=PackageLoader("anomalib_aprilgan.demo", "."), autoescape=True, undefined=StrictUndefined
     )
     ramp = np.linspace(0, 255, 128).astype(np.uint8)[None].repeat(8, axis=0)
     page = environment.get_template("page.html.jinja").render(
-        findings=findings,
+        results=results,
         backbone=BACKBONE,
         scale=_inline(apply_colormap(Image.fromarray(ramp))),
-        examples=[_shown(example, findings.k_shot) for example in findings.examples],
+        examples=[_context(example, results.k_shot) for example in results.examples],
         references=[
             (category, [(file, _inline(_read(Path(file)).resize((64, 64)))) for file in files])
-            for category, files in findings.references.items()
+            for category, files in results.references.items()
         ],
         folder=path.parent,
         versions={name: version(name) for name in DISTRIBUTIONS},
@@ -55,8 +55,8 @@ def write_page(path: Path, findings: Findings) -> Path:
     return unfinished.replace(path)
 
 
-def _shown(example: Example, k_shot: int) -> dict[str, object]:
-    """An example's pictures, and what was said of it."""
+def _context(example: Example, k_shot: int) -> dict[str, object]:
+    """An example's images and predictions, for the template."""
     picture = _read(example.path)
     truth = Image.new("L", picture.size) if example.mask is None else _read(example.mask)
     is_anomalous = example.mask is not None
@@ -71,7 +71,7 @@ def _shown(example: Example, k_shot: int) -> dict[str, object]:
                 "heatmap": _inline(_heatmap(picture, example.predictions[shots].anomaly_map)),
                 "score": example.predictions[shots].score,
                 "label": example.predictions[shots].label,
-                "right": example.predictions[shots].label == is_anomalous,
+                "correct": example.predictions[shots].label == is_anomalous,
             }
             for shots in (0, k_shot)
         ],
@@ -79,7 +79,7 @@ def _shown(example: Example, k_shot: int) -> dict[str, object]:
 
 
 def _heatmap(picture: Image.Image, anomaly_map: Array) -> Image.Image:
-    """Lay a map over the picture that it belongs to."""
+    """Overlay an image with its anomaly map."""
     grey = Image.fromarray(np.asarray(anomaly_map.clip(0, 1) * 255, np.uint8)).resize(
         picture.size, Image.Resampling.BICUBIC
     )
@@ -92,7 +92,7 @@ def _read(path: Path) -> Image.Image:
 
 
 def _inline(image: Image.Image) -> str:
-    """An image as an address that holds it."""
+    """Encode an image as a data URL."""
     buffer = BytesIO()
     image.save(buffer, "PNG")
     return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"

@@ -1,16 +1,16 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Labelled data sets with MVTec AD's folders, drawn by the generator: no download, the same files for the same seed."""
+"""Labelled sample data in MVTec AD's folder layout, drawn by the generator. The same seed gives the same files."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from anomalib_aprilgan.demo.defects import DEFECTS
-from anomalib_aprilgan.demo.photographs import PHOTOGRAPHS
-from anomalib_aprilgan.demo.scenes import (
+from anomalib_aprilgan.demo.drawing.defects import DEFECTS
+from anomalib_aprilgan.demo.drawing.photographs import PHOTOGRAPHS
+from anomalib_aprilgan.demo.drawing.scenes import (
     AUXILIARY_DEFECTS,
     AUXILIARY_KINDS,
     HELD_OUT_KINDS,
@@ -27,8 +27,10 @@ DATA_SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "auxiliary": (AUXILIARY_KINDS, AUXILIARY_DEFECTS),
     "held_out": (HELD_OUT_KINDS, tuple(DEFECTS)),
 }
-"""Categories and defects of the data sets that the command line writes: real surfaces; what to train adapters on; what
-neither the embedded CLIP nor its adapters have seen."""
+"""Categories and defects of each data set that the command line can write.
+
+photographs: photographs of real surfaces with drawn defects; auxiliary: drawn images to train adapters on; held_out:
+drawn kinds and defects that neither the embedded CLIP nor its adapters were trained on."""
 
 
 def write_sample_data(
@@ -40,16 +42,16 @@ def write_sample_data(
     test: int = 4,
     seed: int = 0,
 ) -> Path:
-    """Write a data set; files that are there already are replaced by the same content.
+    """Write a data set. Existing files are overwritten.
 
     Args:
         root: Folder of the data set.
-        categories: Kinds of surfaces, objects or photographs; names from :data:`~anomalib_aprilgan.demo.scenes.KINDS`.
-        defects: Names from :data:`~anomalib_aprilgan.demo.defects.DEFECTS`.
+        categories: Names from :data:`~anomalib_aprilgan.demo.drawing.scenes.KINDS`.
+        defects: Names from :data:`~anomalib_aprilgan.demo.drawing.defects.DEFECTS`.
         size: Height and width of the images in pixels.
-        train: Normal training images per category.
-        test: Test images per category, of normal ones and of each defect.
-        seed: Seed of everything: colours, shapes, defects, light.
+        train: Number of normal training images per category.
+        test: Number of normal test images per category, and number of test images per defect.
+        seed: Seed of colours, shapes, defects and light.
 
     Returns:
         The folder.
@@ -74,7 +76,7 @@ def write_sample_data(
             _save(render(category, seed, train + number, size), folder / "test" / "good" / f"{number:03}.png")
         for defect in defects:
             for number in range(test):
-                # Pictures that no normal image shows, so that nothing but the defect tells them apart.
+                # New numbers, so that no abnormal image has a normal counterpart in the data set.
                 _, image, mask = render_pair(category, defect, seed, train + test + number, size)
                 _save(image, folder / "test" / defect / f"{number:03}.png")
                 _save(mask, folder / "ground_truth" / defect / f"{number:03}_mask.png")

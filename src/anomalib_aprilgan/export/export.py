@@ -20,9 +20,9 @@ from anomalib.models.components.base.export_mixin import ExportMixin
 from torch import Tensor, nn
 
 from anomalib_aprilgan import __version__
-from anomalib_aprilgan.method.clip import copy_without_text
-from anomalib_aprilgan.integration.setup import ANY_CLASS
 from anomalib_aprilgan.integration.quiet import quietly
+from anomalib_aprilgan.integration.setup import ANY_CLASS
+from anomalib_aprilgan.method.clip import copy_without_text
 from anomalib_aprilgan.torch_model import AprilGanModel
 
 __all__ = ["Exportable"]

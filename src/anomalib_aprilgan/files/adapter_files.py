@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from anomalib_aprilgan.files.embedded import ADAPTERS, TAG
 from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
+from anomalib_aprilgan.files.embedded import ADAPTERS, TAG
 from anomalib_aprilgan.files.published import PUBLISHED, fetch
 from anomalib_aprilgan.files.weight_files import read_weight_file, write_weight_file
 

@@ -164,7 +164,9 @@ def write_components(checkpoint: dict[str, Any], model: AnomalibModule) -> None:
     }
 
 
-def components_to_restore(checkpoint: Mapping[str, Any], model: AnomalibModule, given: Collection[str]) -> dict[str, Any]:
+def components_to_restore(
+    checkpoint: Mapping[str, Any], model: AnomalibModule, given: Collection[str]
+) -> dict[str, Any]:
     """Return what anomalib should restore of pre- and post-processor, as it is saved in a checkpoint.
 
     A component that was passed as an argument stays as it is. Metrics are no part of a checkpoint.

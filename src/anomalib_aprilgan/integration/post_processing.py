@@ -3,6 +3,7 @@
 
 """From raw scores to what anomalib shows: normalised to [0, 1], with the threshold at one half."""
 
+import copy
 from types import SimpleNamespace
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -10,10 +11,10 @@ import torch
 from anomalib.metrics import F1AdaptiveThreshold
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.utilities.data import dim_zero_cat
 
-__all__ = ["AprilGanPostProcessor", "Calibratable", "MidwayThreshold"]
+__all__ = ["AprilGanPostProcessor", "Calibratable", "MidwayThreshold", "snapshot"]
 
 MARGIN = 0.05
 """What is left at the upper end of [0, 1] for scores beyond those of the validation set."""
@@ -192,3 +193,12 @@ class AprilGanPostProcessor(PostProcessor):
         beyond = 1 - (1 - at_end) / (1 - to_end.clamp(max=0) / scale)
         high = torch.where(to_end >= 0, within, beyond)
         return torch.where(preds > threshold, high, low).clamp(0, 1)
+
+
+def snapshot(module: nn.Module | None) -> nn.Module | None:
+    """Copy a module together with its buffers, which others may replace in the meantime; all else is shared."""
+    if module is None:
+        return None
+    copied = copy.copy(module)
+    copied._buffers = {name: None if value is None else value.clone() for name, value in module._buffers.items()}  # noqa: SLF001
+    return copied

@@ -4,57 +4,76 @@
 """Applies a setup to a model: encodes the class, loads the adapters, reads and encodes the reference images."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from anomalib.data import AnomalibDataModule
 from torch import Tensor, nn
 
+from anomalib_aprilgan.integration import runs
+from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.integration.references import files_in_source, read_references
 from anomalib_aprilgan.integration.setup import Arguments, Data, overlap, resolve, with_adapter
 from anomalib_aprilgan.method.setup import References, Setup
 from anomalib_aprilgan.torch_model import AprilGanModel
 
-__all__ = ["apply", "ensure_adapters", "prepare", "read_images", "warn_of_overlap", "with_options"]
+__all__ = ["Preparable", "add_references", "apply", "ensure_adapters", "prepare", "warn_of_overlap"]
 
 logger = logging.getLogger(__name__)
 
 
-def prepare(
-    model: AprilGanModel, arguments: Arguments, data: Data | None, seed: int, pre_processor: nn.Module | None
-) -> bool:
-    """Set a model up for what its arguments, its record and the datamodule say.
+class Preparable(Protocol):
+    """The parts of ``AprilGan`` that are used here."""
+
+    model: AprilGanModel
+    pre_processor: nn.Module | None
+    post_processor: nn.Module | None
+
+    @property
+    def arguments(self) -> Arguments:
+        """What the user asked for."""
+
+
+def prepare(module: Preparable, datamodule: AnomalibDataModule | None = None) -> None:
+    """Set a model up for what its arguments, its record and the datamodule say, where that changes anything.
+
+    If anything changes that scores depend on, the calibration is reset. Other threads wait meanwhile.
 
     Args:
-        model: The model.
-        arguments: What the user asked for.
-        data: Describes the datamodule of the run, if there is one.
-        seed: Seed of the draw of reference images.
-        pre_processor: Turns reference images into the model's input.
-
-    Returns:
-        Whether anything changed that scores depend on. Then the calibration no longer holds.
+        module: The model.
+        datamodule: A datamodule. ``None``: that of the present run, if there is one.
 
     Raises:
         ValueError: If there are too few reference images or one cannot be read, or if adapters do not fit.
         RuntimeError: If reference images are asked for and there is nothing to draw them from, or if published adapters
             cannot be downloaded.
     """
+    trainer = runs.running_trainer(module)
+    datamodule = datamodule or runs.datamodule_of(trainer)
+    model, arguments = module.model, module.arguments
     if model.method.projection == "clip":
         arguments = replace(arguments, adapter=None)
-    current = model.state.record
-    wanted = resolve(arguments, current, data, seed, model.backbone, files_in_source)
-    if wanted == current and data is None:
-        return False
-    _warn_of_other_category(arguments, current, data)
-    has_changed = apply(model, wanted, lambda files: read_images(files, pre_processor))
-    if model.method.projection == "adapters" and not (wanted.adapter or model.trained_on):
-        logger.warning("The adapters are untrained. Pass `adapter` or a checkpoint, or train them first.")
-    if data is not None:
-        warn_of_overlap(model.trained_on, data)
-    return has_changed
+    with model.state.locked():
+        current = model.state.record
+        may_draw = arguments.k_shot != current.references.k_shot or current.references.origin in {
+            "default",
+            "datamodule",
+        }
+        needs_files = bool(arguments.k_shot) and arguments.few_shot_source is None and may_draw
+        data = runs.describe(datamodule, with_files=needs_files)
+        wanted = resolve(arguments, current, data, runs.seed_of(trainer), model.backbone, files_in_source)
+        if wanted == current and data is None:
+            return
+        _warn_of_other_category(arguments, current, data)
+        if apply(model, wanted, lambda files: _read(files, module.pre_processor)):
+            reset_calibration(module)
+        if model.method.projection == "adapters" and not (wanted.adapter or model.trained_on):
+            logger.warning("The adapters are untrained. Pass `adapter` or a checkpoint, or train them first.")
+        if data is not None:
+            warn_of_overlap(model.trained_on, data)
 
 
 def apply(model: AprilGanModel, wanted: Setup, read: Callable[[Sequence[str]], Tensor]) -> bool:
@@ -69,19 +88,29 @@ def apply(model: AprilGanModel, wanted: Setup, read: Callable[[Sequence[str]], T
         Whether anything changed that scores depend on.
     """
     current = model.state.record
-    text_features, tokens = None, None
+    text_features, tokens, files = None, None, wanted.references.files
     if wanted.class_name != current.class_name and wanted.class_name is not None:
         logger.info("Class name: %s", wanted.class_name)
         text_features = model.encode_class(wanted.class_name)
-    files = wanted.references.files
     if files != current.references.files or (model.is_few_shot and wanted.references == References()):
         logger.info("Reference images: %s", ", ".join(files) or "none")
         tokens = model.encode_references(read(files)) if files else []
     has_other_adapters = _load_adapters(model, wanted)
-    with model.state.locked():
-        wanted = replace(wanted, trained_on=model.trained_on)
-        model.state.replace(wanted, text_features, tokens)
+    model.state.replace(replace(wanted, trained_on=model.trained_on), text_features, tokens)
     return has_other_adapters or text_features is not None or tokens is not None
+
+
+def ensure_adapters(module: Preparable) -> None:
+    """Load the adapters that a model should have, as far as that is known without a datamodule."""
+    model = module.model
+    if model.method.projection == "clip":
+        return
+    with model.state.locked():
+        wanted = with_adapter(module.arguments, model.state.record, None, model.backbone)
+        has_changed = _load_adapters(model, wanted)
+        model.state.replace(replace(wanted, trained_on=model.trained_on))
+        if has_changed:
+            reset_calibration(module)
 
 
 def _load_adapters(model: AprilGanModel, wanted: Setup) -> bool:
@@ -97,39 +126,34 @@ def _load_adapters(model: AprilGanModel, wanted: Setup) -> bool:
     return not all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
-def ensure_adapters(model: AprilGanModel, arguments: Arguments) -> bool:
-    """Load the adapters that a model should have, as far as that is known without a datamodule.
+def add_references(module: Preparable, source: str | Path) -> None:
+    """Add reference images to the memory banks of a prepared model.
 
     Args:
-        model: The model.
-        arguments: What the user asked for.
+        module: The model.
+        source: A folder, one image, or a text file that lists image paths.
 
-    Returns:
-        Whether the weights are other ones than before.
+    Raises:
+        ValueError: If there are none, or they cannot be read.
     """
-    if model.method.projection == "clip":
-        return False
-    wanted = with_adapter(arguments, model.state.record, None, model.backbone)
-    has_changed = _load_adapters(model, wanted)
-    model.state.replace(replace(wanted, trained_on=model.trained_on))
-    return has_changed
+    files = files_in_source(source, argument="source")
+    are_first = module.model.add_references(_read(list(map(str, files)), module.pre_processor), files)
+    if are_first:
+        reset_calibration(module)
 
 
-def with_options(record: Setup, post_processor: Mapping[str, Any]) -> Setup:
-    """Return a record with the options of the post-processor filled in."""
-    return replace(record, post_processor=dict(post_processor))
+def reset_calibration(module: Preparable) -> None:
+    """Reset thresholds and ranges, and say so if they were those of a validation set."""
+    post_processor = module.post_processor
+    if isinstance(post_processor, AprilGanPostProcessor):
+        if post_processor.is_calibrated:
+            logger.warning("The setup has changed: thresholds and ranges are reset. Validate again to renew them.")
+        post_processor.reset_calibration(module.model.largest_map_value)
+    module.model.reset_calibration()
 
 
-def read_images(files: Sequence[str], pre_processor: nn.Module | None) -> Tensor:
-    """Read reference images as the tested images are read.
-
-    Args:
-        files: Paths of the images.
-        pre_processor: anomalib's component; ``None`` if images are not pre-processed.
-
-    Returns:
-        Images of shape ``(K, 3, image_size, image_size)``.
-    """
+def _read(files: Sequence[str], pre_processor: nn.Module | None) -> Tensor:
+    """Read reference images as the tested images are read, shape ``(K, 3, image_size, image_size)``."""
     transform: Any = getattr(pre_processor, "transform", None) or nn.Identity()
     return read_references(map(Path, files), transform)
 

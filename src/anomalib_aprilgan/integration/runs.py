@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from anomalib.data import AnomalibDataModule, AnomalibDataset, MVTecAD, PredictDataset, Visa
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
 from anomalib_aprilgan.integration.references import normal_training_files
 from anomalib_aprilgan.integration.setup import Data
@@ -21,6 +21,8 @@ __all__ = [
     "describe",
     "image_files",
     "lacks_validation_split",
+    "refuse_during_run",
+    "running_trainer",
     "seed_of",
     "use_own_dataloader",
 ]
@@ -60,11 +62,32 @@ def seed_of(trainer: Trainer | None) -> int:
     return int(last_call) if last_call.isdecimal() else DEFAULT_SEED
 
 
+def running_trainer(module: object) -> Trainer | None:
+    """Return the trainer of the present run of a module; ``None`` outside a run, whatever ran it before."""
+    trainer: Trainer | None = getattr(module, "_trainer", None)
+    return trainer if trainer is not None and trainer.state.status == TrainerStatus.RUNNING else None
+
+
+def refuse_during_run(module: object, call: str) -> None:
+    """Refuse a call that would change a model while an Engine runs it.
+
+    Args:
+        module: The model.
+        call: Name of the call.
+
+    Raises:
+        RuntimeError: If an Engine is running the model.
+    """
+    if running_trainer(module) is not None:
+        msg = f"An Engine is running the model. Call `{call}` before or after the run, not during it."
+        raise RuntimeError(msg)
+
+
 def _data_sources(trainer: Trainer) -> Iterator[object]:
     """Yield where the dataloaders of the run come from: a datamodule, a model, or dataloaders.
 
-    Lightning has no public way to ask. ``trainer.datamodule`` may belong to an earlier run: a run that has no datamodule
-    leaves it as it is.
+    Lightning has no public way to ask. ``trainer.datamodule`` may belong to an earlier run, since a run without a
+    datamodule leaves it in place.
     """
     loops = {
         TrainerFn.FITTING: (trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop),

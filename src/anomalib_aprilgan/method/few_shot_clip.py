@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from anomalib_aprilgan.method.clip import Clip
 from anomalib_aprilgan.method.architecture import Architecture
+from anomalib_aprilgan.method.clip import Clip
 from anomalib_aprilgan.method.options import Prompts
 from anomalib_aprilgan.method.setup import References
 from anomalib_aprilgan.method.setup_state import SetupState

@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Kinds without a name: surfaces and objects whose very design is drawn at random, once per category.
+"""Invented kinds: surfaces and objects whose design is random and differs from category to category.
 
-Whoever has seen some thousand of them knows that almost anything can be normal, as long as it is regular.
+They have no name. Training on thousands of them teaches a model that almost any regular appearance can be normal.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.random import Generator
 
-from anomalib_aprilgan.demo.canvas import (
+from anomalib_aprilgan.demo.drawing.canvas import (
     Array,
     box,
     cells,
@@ -28,8 +28,8 @@ from anomalib_aprilgan.demo.canvas import (
     sawtooth,
     tinted,
 )
-from anomalib_aprilgan.demo.objects import Painter, Sheet
-from anomalib_aprilgan.demo.surfaces import Surface, frame, is_even, tone_of
+from anomalib_aprilgan.demo.drawing.sheet import Painter, Sheet
+from anomalib_aprilgan.demo.drawing.surfaces.texture import Surface, frame, is_even, tone_of
 
 __all__ = ["INVENTED_OBJECTS", "INVENTED_SURFACES"]
 
@@ -41,7 +41,7 @@ Place = tuple[float, float, float]
 
 
 def _shape(look: Generator, x: Array, y: Array, size: float) -> Array:
-    """Signed distance to the outline of a random shape around the origin, which reaches about so far."""
+    """Signed distance to the outline of a random shape around the origin, of about the given radius."""
     a, b, corners = look.uniform(0.3, 0.9), look.uniform(0.05, 0.4), int(look.integers(3, 9))
     angle = np.arctan2(y, x)
     shapes: tuple[Callable[[], Array], ...] = (
@@ -61,7 +61,7 @@ def _shape(look: Generator, x: Array, y: Array, size: float) -> Array:
 
 
 def _arrangement(look: Generator, reach: float) -> tuple[list[Place], float]:
-    """Places of equal parts, and how large they may be without touching."""
+    """Positions of equal parts, and the radius up to which they do not touch."""
     number, radius, turn = int(look.integers(2, 11)), reach * look.uniform(0.4, 0.8), look.uniform(0, 2 * np.pi)
     x, y = reach * look.uniform(-0.6, 0.6, 2)
     ring = [
@@ -121,7 +121,7 @@ def _field(look: Generator, rng: Generator, x: Array, y: Array) -> Array:
 
 
 def pattern(look: Generator, rng: Generator, n: int) -> Array:
-    """A surface of one or two textures, often with a motif that repeats."""
+    """A surface with one or two textures, often with a repeated motif."""
     tones = [colour(look, value=(0.1, 0.95)) for _ in range(look.integers(2, 5))]
     tones[-1] = tones[0] * np.float32(look.uniform(0.4, 0.8)) if look.random() < 0.5 else tones[-1]
     share, lit, fine = look.choice([0.0, 0.0, look.uniform(0.1, 0.5)]), look.random() < 0.3, look.uniform(0, 0.08)
@@ -136,7 +136,7 @@ def pattern(look: Generator, rng: Generator, n: int) -> Array:
 
 
 def _printed(look: Generator, picture: Array, x: Array, y: Array) -> Array:
-    """Print a motif on the points of a lattice."""
+    """Repeat a motif on a lattice."""
     across, shift, turn = look.uniform(1.5, 7), look.choice([0.0, 0.5]), look.choice([0.0, 0.0, look.uniform(0, 1)])
     v = y * across
     row = np.round(v)
@@ -150,7 +150,7 @@ def _printed(look: Generator, picture: Array, x: Array, y: Array) -> Array:
 
 
 def gadget(s: Sheet) -> None:
-    """One or two bodies with parts in or on them."""
+    """One or two bodies with smaller parts on them or holes in them."""
     look, body = s.look, np.full_like(s.x, 9)
     for _ in range(s.number(1, 2)):
         tone = s.metal() if look.random() < 0.4 else s.tone()

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pictures of surfaces and objects as a camera takes them, without and with a defect."""
+"""Pictures of surfaces and objects, without and with a defect, with a camera's light, blur and noise."""
 
 from typing import NamedTuple
 
@@ -10,12 +10,13 @@ import numpy as np
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
-from anomalib_aprilgan.demo.canvas import Array, coordinates
-from anomalib_aprilgan.demo.defects import DEFECTS, HELD_OUT_DEFECTS, add_defect
-from anomalib_aprilgan.demo.inventions import INVENTED_OBJECTS, INVENTED_SURFACES
-from anomalib_aprilgan.demo.objects import OBJECTS, Scene, draw_object
-from anomalib_aprilgan.demo.photographs import PHOTOGRAPHS
-from anomalib_aprilgan.demo.surfaces import SURFACES
+from anomalib_aprilgan.demo.drawing.canvas import Array, coordinates
+from anomalib_aprilgan.demo.drawing.defects import DEFECTS, HELD_OUT_DEFECTS, add_defect
+from anomalib_aprilgan.demo.drawing.inventions import INVENTED_OBJECTS, INVENTED_SURFACES
+from anomalib_aprilgan.demo.drawing.objects import OBJECTS
+from anomalib_aprilgan.demo.drawing.photographs import PHOTOGRAPHS
+from anomalib_aprilgan.demo.drawing.sheet import Scene, draw_object
+from anomalib_aprilgan.demo.drawing.surfaces import SURFACES
 
 __all__ = [
     "AUXILIARY_DEFECTS",
@@ -30,19 +31,19 @@ __all__ = [
 ]
 
 INVENTIONS: tuple[str, ...] = (*INVENTED_SURFACES, *INVENTED_OBJECTS)
-"""Kinds that look different each time and have no name."""
+"""Invented kinds: they have no name, and each category has another design."""
 
 KINDS: tuple[str, ...] = (*SURFACES, *OBJECTS, *PHOTOGRAPHS, *INVENTIONS)
-"""All kinds of surfaces and objects. The number of a kind is part of its seed: new ones go to the end."""
+"""All kinds. A kind's index is part of its seed, so new kinds must be added at the end."""
 
 HELD_OUT_KINDS = ("honeycomb", "corduroy", "terrazzo", "wickerwork", "gear", "button", "capsule", "padlock")
-"""Drawn kinds that are kept out of pre-training and of the training of adapters. So are all photographs."""
+"""Drawn kinds that neither the embedded CLIP nor its adapters are trained on. The same holds for all photographs."""
 
 AUXILIARY_KINDS: tuple[str, ...] = tuple(kind for kind in KINDS if kind not in (*HELD_OUT_KINDS, *PHOTOGRAPHS))
-"""Kinds to train on."""
+"""Kinds that are trained on."""
 
 AUXILIARY_DEFECTS: tuple[str, ...] = tuple(defect for defect in DEFECTS if defect not in HELD_OUT_DEFECTS)
-"""Defects to train on."""
+"""Defects that are trained on."""
 
 Pixels = NDArray[np.uint8]
 
@@ -51,9 +52,9 @@ class Pair(NamedTuple):
     """The same picture without and with a defect.
 
     Attributes:
-        normal: Shape ``(n, n, 3)``.
-        abnormal: Shape ``(n, n, 3)``.
-        mask: 255 where the defect is, 0 elsewhere, shape ``(n, n)``.
+        normal: Picture without defect, 8 bits, shape ``(n, n, 3)``.
+        abnormal: Picture with the defect, 8 bits, shape ``(n, n, 3)``.
+        mask: 255 in the defect, 0 elsewhere, shape ``(n, n)``.
     """
 
     normal: Pixels
@@ -66,12 +67,12 @@ def render(kind: str, look: int, number: int, n: int) -> Pixels:
 
     Args:
         kind: Name from :data:`KINDS`.
-        look: Seed of what a category's pictures share: colours, scale, pose.
-        number: Seed of what differs from picture to picture.
+        look: Seed of everything that the pictures of a category share: colours, scale, pose.
+        number: Seed of everything that differs between them.
         n: Height and width in pixels.
 
     Returns:
-        The picture, shape ``(n, n, 3)``.
+        The picture in 8 bits, shape ``(n, n, 3)``.
     """
     seed = [look, KINDS.index(kind)]
     scene = _draw(kind, default_rng(seed), default_rng([*seed, number]), n)
@@ -80,17 +81,20 @@ def render(kind: str, look: int, number: int, n: int) -> Pixels:
 
 
 def render_pair(kind: str, defect: str, look: int, number: int, n: int) -> Pair:
-    """Draw a picture of a kind, and the same with a defect.
+    """Draw the same picture of a kind without and with a defect.
 
     Args:
         kind: Name from :data:`KINDS`.
-        defect: Name from the table of defects.
-        look: Seed of what a category's pictures share: colours, scale, pose.
-        number: Seed of what differs from picture to picture.
+        defect: Name from :data:`~anomalib_aprilgan.demo.drawing.defects.DEFECTS`.
+        look: Seed of everything that the pictures of a category share: colours, scale, pose.
+        number: Seed of everything that differs between them.
         n: Height and width in pixels.
 
     Returns:
-        Both pictures, under the same light, each with noise of its own.
+        Both pictures and the mask. The pictures have the same light and independent noise.
+
+    Raises:
+        ValueError: If the picture is too small for the defect to be seen.
     """
     seed = [look, KINDS.index(kind)]
     scene = _draw(kind, default_rng(seed), default_rng([*seed, number]), n)
@@ -111,7 +115,7 @@ def _draw(kind: str, look: Generator, rng: Generator, n: int) -> Scene:
 
 
 class _Camera:
-    """Light and lens, which are a little different for every picture."""
+    """Light, gamma, blur and noise, chosen at random for each picture."""
 
     def __init__(self, rng: Generator, n: int) -> None:
         x, y = coordinates(n)
@@ -123,7 +127,7 @@ class _Camera:
         self._noise = rng.uniform(0.002, 0.02)
 
     def take(self, picture: Array, rng: Generator) -> Pixels:
-        """Take a picture in 8 bits."""
+        """Convert a picture, in [0, 1], to 8 bits as the camera sees it."""
         seen: Array = np.clip(picture * self._light, 0, 1) ** self._gamma
         if self._blur > 0.3:  # noqa: PLR2004
             seen = np.asarray(cv2.GaussianBlur(seen, (0, 0), self._blur), np.float64)

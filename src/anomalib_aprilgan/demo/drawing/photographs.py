@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Real surfaces: crops of the photographs that scikit-image carries. None of them takes part in any training here."""
+"""Real surfaces: crops of the photographs that scikit-image contains. They are never trained on."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from anomalib_aprilgan.demo.canvas import Array
+from anomalib_aprilgan.demo.drawing.canvas import Array
 
 __all__ = ["PHOTOGRAPHS"]
 
@@ -25,7 +25,7 @@ def _photograph(name: str) -> Array:
 
 
 def crop(name: str, look: Generator, rng: Generator, n: int) -> Array:
-    """Cut a random square, half as large as the photograph's shorter side."""
+    """Crop a random square; its side is half the photograph's shorter side."""
     del look
     photograph = _photograph(name)
     side = min(photograph.shape[:2]) // 2

@@ -1,0 +1,95 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Losses of pre-training.
+
+Each is a cross-entropy over similarities of images and captions, as in CLIP (arXiv 2103.00020):
+
+- contrast: all images of the batch against all captions. An image matches the captions of its kind and state.
+- twins: each image against both captions of its pair, and each caption against both images of its pair.
+- patches: each patch against both captions of its pair. Its target is the fraction that the defect covers. Patches of
+  the last block go through CLIP's final norm and projection. Patches of the stages that APRIL-GAN uses go through
+  linear adapters, which are discarded after pre-training; so every one of these stages learns where defects are.
+"""
+
+import json
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, log_softmax, normalize
+
+from anomalib_aprilgan.files.embedded import CONFIG, LAYERS
+from anomalib_aprilgan.method.adapters import StageAdapters
+from anomalib_aprilgan.method.clip import encode_causal, encode_image
+from anomalib_aprilgan.method.towers import Towers
+from anomalib_aprilgan.pretraining.pairs import Batch
+
+__all__ = ["losses"]
+
+BLOCKS = int(json.loads(CONFIG.read_text(encoding="utf-8"))["vision_cfg"]["layers"])
+
+
+def losses(
+    towers: Towers,
+    adapters: StageAdapters,
+    tokenizer: Callable[[list[str]], Tensor],
+    batch: Batch,
+    temperature: float,
+) -> Tensor:
+    """Compute the losses contrast, twins and patches.
+
+    Args:
+        towers: The CLIP.
+        adapters: Linear adapters of its stages ``LAYERS``.
+        tokenizer: The CLIP's tokenizer.
+        batch: Pairs of images with captions.
+        temperature: Factor of the cosine similarities.
+
+    Returns:
+        The three losses, shape ``(3,)``.
+    """
+    visual = towers.visual
+    with torch.autocast("cpu", torch.bfloat16):
+        embedding, tokens = encode_image(visual, batch.images.flatten(0, 1).contiguous(), range(1, BLOCKS + 1))
+        projected = [visual.ln_post(tokens[BLOCKS]) @ visual.proj, *adapters([tokens[stage] for stage in LAYERS])]
+    images = _in_pairs(embedding)  # (B, 2, D)
+    captions = _in_pairs(encode_causal(towers, tokenizer(batch.captions)))  # (B, 2, D)
+
+    description = 2 * batch.kinds[:, None] + torch.tensor([0, 1])  # (B, 2), equal for the same kind and state
+    named_images, named_captions, named = (x[batch.is_named].flatten(0, 1) for x in (images, captions, description))
+    contrast = _contrast(named_images, named_captions, named, temperature)
+
+    twins = temperature * images @ captions.mT  # (B, state of the image, state of the caption)
+    states = torch.tensor([0, 1]).repeat(len(twins))
+    of_captions, of_images = (
+        cross_entropy(logits.flatten(0, 1), states, label_smoothing=0.05) for logits in (twins, twins.mT)
+    )
+
+    patches = [_patches(_in_pairs(tokens), captions, batch.covered, temperature) for tokens in projected]
+    return torch.stack([contrast, (of_captions + of_images) / 2, torch.stack(patches).mean()])
+
+
+def _in_pairs(embeddings: Tensor) -> Tensor:
+    """Normalise embeddings and group them in pairs: shape ``(2 B, ..., D)`` becomes ``(B, 2, ..., D)``."""
+    return normalize(embeddings.float(), dim=-1).reshape(-1, 2, *embeddings.shape[1:])
+
+
+def _contrast(images: Tensor, captions: Tensor, description: Tensor, temperature: float) -> Tensor:
+    """CLIP's loss, shape (), where images and captions match if they have the same description."""
+    same = (description[:, None] == description).float()
+    target = same / same.sum(dim=1, keepdim=True)
+    logits = temperature * images @ captions.T
+    return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+
+
+def _patches(patches: Tensor, captions: Tensor, covered: Tensor, temperature: float) -> Tensor:
+    """Loss of patches, shape ``(B, 2, P, D)``, against both captions of their pair; shape ().
+
+    The means over patches with and without defect are added, since the former are rare.
+    """
+    log_probabilities = log_softmax(temperature * patches @ captions[:, None].mT, dim=-1)  # (B, 2, P, state)
+    covered = torch.stack([torch.zeros_like(covered), covered], dim=1).clamp(0.02, 0.98)
+    each = -(1 - covered) * log_probabilities[..., 0] - covered * log_probabilities[..., 1]
+    is_covered = covered > 0.3  # noqa: PLR2004
+    return each[is_covered].mean() / 2 + each[~is_covered].mean()
