@@ -384,6 +384,10 @@ def test_a_run_that_cannot_be_saved_stops_the_comparison(
     with pytest.raises(OSError, match=r"could not be saved\. broken, MVTecAD/gravel, 1-shot, seed 0: .*No space left"):
         run(models={"broken": BROKEN}, shots=[1], seeds=[0, 1, 2])
     assert len(attempts) == 1, "no other run begins"
+    monkeypatch.setattr("anomalib_aprilgan.comparison.job.ComparisonJob._measure", full_disk)
+    with pytest.raises(OSError, match=r"could not be saved\. broken, .*No space left"):
+        run(models={"broken": BROKEN}, shots=[1], seeds=[0, 1, 2])
+    assert len(attempts) == 1, "not recorded as a failure of the model"
     assert "[1/3]" not in capsys.readouterr().out
     assert not (tmp_path / "comparison/results.csv").exists()
     assert read_runs(tmp_path / "comparison").empty

@@ -3,6 +3,7 @@
 
 """Runs as jobs of anomalib's pipelines. Each run ends with a file in the comparison's folder, also if it fails."""
 
+import errno
 import gc
 import signal
 import time
@@ -34,9 +35,15 @@ from anomalib_aprilgan.quiet_engine import quiet_engine
 
 __all__ = ["ComparisonJob", "ComparisonJobs", "ComparisonOptions", "RunNotSavedError"]
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors that stop the comparison: no other run could be saved either."""
+
 
 class RunNotSavedError(SystemExit):
-    """The file of a run could not be written. Not an ``Exception``, after which anomalib's runners would continue."""
+    """The results of a run could not be written.
+
+    It is not an ``Exception``, because anomalib's runners continue after an exception.
+    """
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class ComparisonJob(Job):
             The row of the table of results.
 
         Raises:
-            RunNotSavedError: If the file could not be written.
+            RunNotSavedError: If the file could not be written, or the disk is full.
         """
         accelerator = self.options.trainer.get("accelerator", "auto")
         is_on_gpu = torch.cuda.is_available() and accelerator in {"auto", "gpu", "cuda"}
@@ -100,6 +107,8 @@ class ComparisonJob(Job):
             with quietly(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
                 row |= {"status": DONE, **self._measure([task_id or 0] if is_on_gpu else 1)}
         except Exception as error:  # of any kind: the other runs are done all the same
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise self._not_saved(error) from error
             row |= {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
             trace = traceback.format_exc()
         try:
@@ -107,12 +116,14 @@ class ComparisonJob(Job):
                 write_file(traceback_file(self.options.output, self.planned.key), trace)
             write_run(self.options.output, row)
         except (OSError, ValueError) as error:
-            msg = f"{self.planned}: {error}"
-            raise RunNotSavedError(msg) from error
+            raise self._not_saved(error) from error
         seconds = time.perf_counter() - start
         tqdm.write(f"[{self.number}/{self.total}] {self.planned}: {_summary(row)} ({seconds:.0f} s)")
         _free_memory()
         return row
+
+    def _not_saved(self, error: Exception) -> RunNotSavedError:
+        return RunNotSavedError(f"{self.planned}: {error}")
 
     def _measure(self, devices: int | list[int]) -> dict[str, Any]:
         """Train or set up the model, and test it."""
@@ -171,7 +182,7 @@ def _free_memory() -> None:
 def _summary(row: Mapping[str, Any]) -> str:
     """Summarise a row for the progress message."""
     if row["status"] == FAILED:
-        return f"FAILED, {row['error']}"
+        return f"FAILED, {' '.join(row['error'].split())[:200]}"
     shown = [
         f"{name.replace('_', ' ')} {100 * row[name]:.1f}" for name in ("image_AUROC", "pixel_AUROC") if name in row
     ]

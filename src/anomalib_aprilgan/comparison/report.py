@@ -101,6 +101,7 @@ def write_report(folder: str | Path) -> Path:
         "runs": len(runs),
         "started": [time[:16].replace("T", " ") for time in sorted(filter(None, runs["started"]))],
         "styles": styles,
+        "markers": summaries.marker_classes(styles),
         "models": summaries.model_table(runs),
         "changed": [*dict.fromkeys(digests[digests > 1].index.get_level_values("model"))],
         "data_sets": {data: _describe_data(of_data) for data, of_data in by_data.items()},

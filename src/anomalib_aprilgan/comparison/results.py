@@ -6,6 +6,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -112,9 +113,10 @@ def write_run(folder: Path, row: Mapping[str, Any]) -> Path:
         raise ValueError(msg)
     key = [str(row[name]) for name in KEY]
     for path in (run_file(folder, key), run_file(folder, key, FAILED)):
-        if path.exists() and _read_run(folder, path).get("settings") != row.get("settings"):
-            msg = f"{path} holds the same run ({', '.join(key)}) with other settings. Use another folder."
-            raise ValueError(msg)
+        with suppress(FileNotFoundError):
+            if _read_run(folder, path).get("settings") != row.get("settings"):
+                msg = f"{path} holds the same run ({', '.join(key)}) with other settings. Use another folder."
+                raise ValueError(msg)
     texts = dict(zip(KEY, key, strict=True))
     values = {name: value for name, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
     written = write_file(run_file(folder, key, row["status"]), json.dumps(values | texts, indent=1, allow_nan=False))

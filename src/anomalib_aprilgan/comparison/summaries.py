@@ -6,7 +6,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import pandas as pd
 
@@ -19,6 +19,7 @@ __all__ = [
     "environment",
     "failure_table",
     "in_words",
+    "marker_classes",
     "metric_table",
     "model_table",
     "reference_table",
@@ -74,45 +75,39 @@ def metric_table(
         by: Column that makes the groups.
         models: Names of the models in their order.
     """
-    rows, cells = averages.rows, averages.cells
-    deviation = cells["std"].map(lambda value: "" if pd.isna(value) else f" ±{100 * value:.1f}")
-    text = (
-        cells["mean"].map(lambda value: f"{100 * value:.1f}")
-        + deviation
-        + cells["is_partial"].map({True: " ‡", False: ""})
+    cells = {(cell.group, cell.model, cell.source, cell.metric): cell for cell in averages.cells.itertuples()}
+    markers = marker_classes(models)
+    texts, classes, previous = [], [], None
+    for row in averages.rows.itertuples():
+        of_row = [cells.get((row.group, row.model, row.source, metric.column)) for metric in metrics]
+        title = in_words(row.group) if by == "shots" else row.group or "all"
+        if row.source:
+            name, count = f"{row.model}, published {row.source}", row.note
+        else:
+            name, count = row.model, f"{row.runs:.0f} of {row.expected:.0f}{' †' if row.missing else ''}"
+        texts.append([title, name, *map(_metric_text, of_row), count])
+        css = [
+            "repeated" if row.group == previous else "",
+            "hollow" if row.source else markers[row.model],
+            *("best" if cell is not None and cell.is_best else "" for cell in of_row),
+            "gap" if row.missing else "",
+        ]
+        line = ("published " if row.source else "") + ("first" if row.group != previous else "")
+        classes.append([f"{names} {line}".strip() for names in css])
+        previous = row.group
+    left = [("", by), ("", "model")]
+    columns = pd.MultiIndex.from_tuples([*left, *((metric.level, metric.title) for metric in metrics), ("", "runs")])
+    return Table(
+        pd.DataFrame(texts, columns=columns), pd.DataFrame(classes, columns=columns), left, _notes(averages, by)
     )
-    keys = ["group", "model", "source"]
-    long = cells.assign(
-        group=cells["group"].astype(str), text=text, css=cells["is_best"].map({True: "best", False: ""})
-    )
-    index = pd.MultiIndex.from_frame(rows[keys].astype(str))
-    columns = {metric.column: (metric.level, metric.title) for metric in metrics}
 
-    def wide(values: str, missing: str) -> pd.DataFrame:
-        table = long.set_index([*keys, "metric"])[values].unstack()  # noqa: PD010  # pivot_table computes means
-        table = table.reindex(index, columns=list(columns))
-        return table.fillna(missing).set_axis(list(columns.values()), axis=1).reset_index(drop=True)
 
-    is_published, is_repeated = rows["source"] != "", rows["group"].duplicated()
-    groups = rows["group"].astype(str)
-    counts = [
-        row.note if row.source else f"{row.runs:.0f} of {row.expected:.0f}{' †' if row.missing else ''}"
-        for row in rows.itertuples()
-    ]
-    first = {
-        ("", by): groups.map(in_words) if by == "shots" else groups.replace("", "all"),
-        ("", "model"): rows["model"] + rows["source"].map(lambda source: f", published {source}" if source else ""),
-    }
-    first_classes = {
-        ("", by): is_repeated.map({True: "repeated", False: ""}),
-        ("", "model"): _model_classes(rows["model"], models).mask(is_published, "hollow"),
-    }
-    texts = pd.concat([pd.DataFrame(first), wide("text", NOTHING), pd.DataFrame({("", "runs"): counts})], axis=1)
-    gaps = rows["missing"].map(lambda missing: "gap" if missing else "")
-    classes = pd.concat([pd.DataFrame(first_classes), wide("css", ""), pd.DataFrame({("", "runs"): gaps})], axis=1)
-    of_row = is_published.map({True: " published", False: ""}) + is_repeated.map({True: "", False: " first"})
-    texts.columns = classes.columns = pd.MultiIndex.from_tuples(texts.columns)
-    return Table(texts, classes.apply(lambda column: column + of_row), list(first), _notes(averages, by))
+def _metric_text(cell: Any) -> str:  # noqa: ANN401  # a row of a data frame
+    """Format mean and standard deviation in percent; ‡ marks a metric that some runs lack."""
+    if cell is None:
+        return NOTHING
+    deviation = "" if pd.isna(cell.std) else f" ±{100 * cell.std:.1f}"
+    return f"{100 * cell.mean:.1f}{deviation}{' ‡' if cell.is_partial else ''}"
 
 
 def _notes(averages: Averages, by: str) -> list[str]:
@@ -126,9 +121,7 @@ def _notes(averages: Averages, by: str) -> list[str]:
         listed += f" and {len(row.missing) - MAX_LISTED} more" if len(row.missing) > MAX_LISTED else ""
         note = f"† {row.model}, {in_words(row.group)}: {f'without {listed}.' if row.runs else 'no run is done.'}"
         if row.lacks_categories:
-            note += (
-                " Its means are over fewer categories and cannot be compared; where they are the largest, none is bold."
-            )
+            note += " Its means are over fewer categories and cannot be compared; where they lead, none is bold."
         notes.append(note)
     if averages.cells["is_partial"].any():
         notes.append("‡ Some of the row's runs lack this metric, so it cannot be compared.")
@@ -205,15 +198,15 @@ def _table(cells: pd.DataFrame, left: Sequence[str], **classes: str | pd.Series)
     """Make a table with classes of some columns, and the markers of models."""
     css = pd.DataFrame("", index=cells.index, columns=cells.columns)
     if "model" in cells:
-        css["model"] = _model_classes(cells["model"].astype(str), cells["model"].cat.categories)
+        css["model"] = cells["model"].astype(str).map(marker_classes(cells["model"].cat.categories))
     for column, names in classes.items():
         css[column] = names if isinstance(names, str) else list(names)
     return Table(cells.astype(str), css, left)
 
 
-def _model_classes(names: pd.Series, models: Iterable[str]) -> pd.Series:
-    """Return the CSS class that puts a model's marker before its name."""
-    return names.map({model: f"model-{place}" for place, model in enumerate(models)}).fillna("")
+def marker_classes(models: Iterable[str]) -> dict[str, str]:
+    """Return the CSS classes that put a model's marker before its name."""
+    return {model: f"model-{place}" for place, model in enumerate(models)}
 
 
 def _split_folder(files: list[str]) -> tuple[str, str]:
