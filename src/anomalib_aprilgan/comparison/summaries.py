@@ -123,6 +123,10 @@ def _notes(averages: Averages, by: str) -> list[str]:
         if row.lacks_categories:
             note += " Its means are over fewer categories and cannot be compared; where they lead, none is bold."
         notes.append(note)
+    published = averages.rows[averages.rows["source"] == "[Q]"]
+    for known, measured in published[["expected", "runs"]].drop_duplicates().itertuples(index=False):
+        if measured < known:
+            notes.append(f"[Q] are means over all {known:.0f} categories; {measured:.0f} were measured here.")
     if averages.cells["is_partial"].any():
         notes.append("‡ Some of the row's runs lack this metric, so it cannot be compared.")
     return notes

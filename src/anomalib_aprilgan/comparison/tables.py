@@ -103,7 +103,8 @@ class Averages:
         rows: One line per model and group, with the columns ``group``, ``model``, ``class_name``, ``source`` (of
             published figures; empty if measured), ``runs`` (number of runs that are done), ``expected`` (number of all
             runs), ``missing`` (description of the missing runs), ``lacks_categories`` (whether the mean of a seed is
-            over fewer categories than there are), ``seconds_per_image`` (median) and ``note``.
+            over fewer categories than there are), ``seconds_per_image`` (median) and ``note``. For published figures,
+            ``runs`` is the number of measured categories and ``expected`` of all, and ``note`` replaces them.
         cells: One line per row and metric, with the columns of ``rows``, ``metric``, ``mean`` and ``std`` (in [0, 1];
             the sample standard deviation over seeds, NaN for a single one), ``is_partial`` (whether a run of the row
             lacks the metric), ``is_comparable`` and ``is_best``.
@@ -196,18 +197,17 @@ def add_published(averages: Averages, runs: pd.DataFrame, by: Literal["shots", "
         measured = list(done_of(runs[runs[by] == group])["category"].unique().sort_values())
         if by == "category":
             measured = [group]
-        number = f"{len(known)} categories" + (f", {len(measured)} measured here" if len(measured) < len(known) else "")
         published = []
         if by == "shots" and key in MEAN_FIGURES:
             figures = pd.DataFrame(MEAN_FIGURES[key], ["mean", "std"], dtype=float).T / 100
-            published.append(("[Q]", figures, number))
+            published.append(("[Q]", figures, f"{len(known)} categories"))
         if key in CATEGORY_FIGURES and measured:
             means = _category_figures(key).loc[measured].mean()
             note = f"the same {len(measured)}" if by == "shots" else ""
             published.append(("[M]", means.to_frame("mean").assign(std=float("nan")), note))
         for source, figures, note in published:
             row = {"group": group, "model": class_name, "class_name": class_name, "source": source, "note": note}
-            rows.append(row | {"missing": ()})
+            rows.append({**row, "missing": (), "runs": len(measured), "expected": len(known)})
             cells.append(figures.dropna(subset=["mean"]).rename_axis("metric").reset_index().assign(**row))
     return Averages(_append(averages.rows, [pd.DataFrame(rows)]), _append(averages.cells, cells))
 
