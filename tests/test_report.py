@@ -270,6 +270,15 @@ def test_images_without_masks_have_image_metrics_only(tmp_path: Path) -> None:
     assert ["AUROC", "F1-max", "AUPR"] in headings, "and no others"
     page, markdown = written(folder_of(tmp_path / "with", [run()]))
     assert "no masks" not in page.text + markdown
+    both = [*rows, run(), run("theirs", category="tile"), failed(model="ours", data="Visa", category="pcb1")]
+    page, markdown = written(folder_of(tmp_path / "both", both))
+    for text in (page.text, markdown):
+        assert text.count("no masks") == 1, "each data set has a section of its own"
+        assert text.count("By anomalib's protocol") == 2
+        assert "Folder (1 category, 10 test images), MVTecAD (2 categories, 20 test images), Visa (1 category):" in text
+        assert text.count("No run is done.") == 1
+    counts = [row[-1] for table in page.tables for row in table if row[:2] == ["zero-shot", "ours"]]
+    assert counts == ["1 of 1", "1 of 1", "1 of 2 †", "1 of 2 †"], "categories of another data set are not missed"
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
