@@ -14,7 +14,7 @@ from anomalib.models import Patchcore
 from PIL import Image
 from scipy import ndimage
 
-from anomalib_aprilgan.authors_protocol import AuthorsPRO, AuthorsProtocol, authors_masks
+from anomalib_aprilgan.comparison.authors_protocol import AuthorsPRO, AuthorsProtocol, authors_masks
 
 
 def plain_pro(maps: np.ndarray, masks: np.ndarray) -> float:

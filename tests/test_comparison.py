@@ -1,6 +1,9 @@
-"""Comparisons: the grid, the table that survives everything, and whole runs through the command."""
+"""Comparisons: the grid, the files of runs, and whole comparisons through the command."""
 
+import errno
 import json
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -21,25 +24,21 @@ from lightning.pytorch import seed_everything
 
 from anomalib_aprilgan import AprilGan
 from anomalib_aprilgan.cli import main
-from anomalib_aprilgan.comparison import components
+from anomalib_aprilgan.comparison import folder as files
+from anomalib_aprilgan.comparison import grid as components
 from anomalib_aprilgan.comparison.compare import compare
+from anomalib_aprilgan.comparison.environment import check_environment
+from anomalib_aprilgan.comparison.folder import prepare_folder, safe_name, write_file
 from anomalib_aprilgan.comparison.grid import make_grid, shard_of
-from anomalib_aprilgan.comparison.results import (
-    COLUMNS,
-    METRICS,
-    append_row,
-    drop_torn_line,
-    read_results,
-    results_file,
-)
-from anomalib_aprilgan.comparison.surroundings import refuse_unfit_surroundings
-from anomalib_aprilgan.method.towers import runs_batch_first
+from anomalib_aprilgan.comparison.results import COLUMNS, METRICS, read_runs, write_run
+from anomalib_aprilgan.towers import runs_batch_first
 
 APRILGAN = {"class_path": "AprilGan", "init_args": {"backbone": "ViT-demo"}}
 PATCHCORE = {
     "class_path": "Patchcore",
     "init_args": {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False},
 }
+BROKEN = {**PATCHCORE, "init_args": {**PATCHCORE["init_args"], "backbone": "no_such_backbone"}}
 
 
 @pytest.fixture
@@ -61,7 +60,7 @@ def run(data: dict[str, Any], tmp_path: Path) -> Callable[..., pd.DataFrame]:
             "trainer": {"accelerator": "cpu"},
         }
         compare(**arguments | overrides)
-        return read_results(tmp_path / "comparison")
+        return read_runs(tmp_path / "comparison")
 
     return comparison
 
@@ -91,77 +90,174 @@ def test_the_grid_has_what_can_be_run() -> None:
 
 def test_shards_share_the_grid() -> None:
     runs = grid()
-    shards = [shard_of(runs, (number, 3)) for number in (1, 2, 3)]
+    shards = [shard_of(runs, f"{number}/3") for number in (1, 2, 3)]
     assert sorted(run.key for shard in shards for run in shard) == sorted(run.key for run in runs)
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
-def test_settings_are_told_apart() -> None:
+def test_settings_change_with_arguments_that_matter() -> None:
     first = grid()[0]
     others = grid(models={"a": {"class_path": "AprilGan", "init_args": {"backbone": "ViT-B-16"}}, "b": PATCHCORE})
     assert others[0].key == first.key
-    assert others[0].digest != first.digest
+    assert others[0].settings != first.settings
     category = {"class_path": "anomalib.data.MVTecAD", "init_args": {"category": "tile", "num_workers": 2}}
-    assert grid(datamodule=category)[0].digest == first.digest, "what the key tells, or changes no result"
+    assert grid(datamodule=category)[0].settings == first.settings, "a column of its own, and no effect"
 
 
-# ---- The table ------------------------------------------------------------------------------------------------------
+# ---- Files of runs --------------------------------------------------------------------------------------------------
 
 
 def row(**values: Any) -> dict[str, Any]:
-    defaults = {"model": "a", "data": "MVTecAD", "category": "tile", "shots": 0, "seed": 0, "status": "done"}
+    defaults = {"model": "a", "data": "MVTecAD", "category": "tile", "shots": "0", "seed": "0", "status": "done"}
     return defaults | {"started": "2026-01-01T00:00:00"} | values
 
 
+def leftovers(folder: Path) -> list[Path]:
+    return list(folder.rglob(f"{files.UNFINISHED}*"))
+
+
+def test_names_are_safe_and_differ() -> None:
+    names = [
+        "a",
+        "A",
+        "a/b",
+        "a_b",
+        "a\\b",
+        "../../etc/passwd",
+        "..",
+        ".",
+        "",
+        " ",
+        "CON",
+        "nul.txt",
+        "a\nb",
+        "ä",
+        "a\u0308",
+    ]
+    names += ["x" * 300, "x" * 299, "<script>", 'a:b*c?"|', "\0", "-rf", "50%#a", "日本", "\ud800", safe_name("a/b")]
+    made = [safe_name(name) for name in names] + [safe_name("a", "b"), safe_name("a-b"), safe_name("a", "b", "")]
+    assert len({name.lower() for name in made}) == len(names) + 3
+    for name in made:
+        assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+        assert len(name) < 64
+        assert name[0] != "-"
+    assert safe_name("a/b") == safe_name("a/b")
+
+
 def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
-    path = results_file(tmp_path)
-    error = 'ValueError: a, "b"\n  second line, ünï'
-    append_row(path, row(image_AUROC=0.1 + 0.2, parameters=3, model="x,y"))
-    append_row(path, row(status="failed", error=error))
-    table = read_results(tmp_path)
-    assert list(table.columns) == list(COLUMNS)
-    assert table.image_AUROC[0] == 0.1 + 0.2
-    assert table.model.tolist() == ["x,y", "a"]
-    assert table.error[1] == 'ValueError: a, "b"   second line, ünï'
-    assert pd.isna(table.pixel_AUROC[0])
-    assert pd.read_csv(path).shape == (2, len(COLUMNS)), "other programs can read it, too"
-
-
-@pytest.mark.parametrize("cut", [1, 5, 60])
-def test_a_torn_line_is_dropped_and_nothing_else(tmp_path: Path, cut: int) -> None:
-    path = results_file(tmp_path)
-    append_row(path, row())
-    whole = path.read_bytes()
-    append_row(path, row(model="b", error='a "quoted", text'))
-    path.write_bytes(path.read_bytes()[:-cut])
-    assert read_results(tmp_path).model.tolist() == ["a"]
-    assert drop_torn_line(path)
-    assert path.read_bytes() == whole
-    assert not drop_torn_line(path)
-    append_row(path, row(model="c"))
-    assert read_results(tmp_path).model.tolist() == ["a", "c"]
-
-
-def test_the_latest_row_counts_but_a_failure_never_hides_a_result(tmp_path: Path) -> None:
-    for number, status in enumerate(("failed", "done", "failed")):
-        shard = (number + 1, 3) if number else None
-        append_row(
-            results_file(tmp_path, shard), row(status=status, seed=7, images=number, started=f"2026-01-0{number + 1}")
-        )
-    table = read_results(tmp_path)
-    assert len(table) == 1
-    assert (table.status[0], table.images[0]) == ("done", 1)
-
-
-def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
-    results_file(tmp_path).write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"results\.csv to be a table of results .* but its heading is 'a,b'"):
-        read_results(tmp_path)
+    error = 'ValueError: a, "b"\n  second line, ünï \ud800'
+    write_run(tmp_path, row(image_AUROC=0.1 + 0.2, parameters=3, model="x,y/z", pixel_AUROC=float("nan")))
+    write_run(tmp_path, row(status="failed", error=error, started="2025"))
+    table = read_runs(tmp_path)
+    assert list(table.columns) == [*COLUMNS, "arguments"]
+    assert table.model.tolist() == ["a", "x,y/z"], "by time"
+    assert table.image_AUROC[1] == 0.1 + 0.2
+    assert table.error.tolist() == [error, ""]
+    assert table[["pixel_AUROC", "pixel_F1Max"]].isna().all(axis=None)
     with pytest.raises(ValueError, match="columns"):
-        append_row(tmp_path / "other.csv", row(colour="red"))
+        write_run(tmp_path, row(colour="red"))
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_a_failure_never_hides_a_result(tmp_path: Path) -> None:
+    for images, status in enumerate(("failed", "failed", "done", "failed")):
+        write_run(tmp_path, row(status=status, images=images))
+        assert len(read_runs(tmp_path)) == 1
+        assert read_runs(tmp_path).images[0] == min(images, 2), "the latest failure, then the result"
+    write_run(tmp_path, row(images=4))
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    for status in ("done", "failed"):
+        with pytest.raises(ValueError, match=r"holds the same run \(a, MVTecAD, tile, 0, 0\) with other settings"):
+            write_run(tmp_path, row(status=status, settings="other"))
+    assert read_runs(tmp_path).images[0] == 4
+
+
+def write_many(folder: Path, worker: int) -> None:
+    for number in range(30):
+        write_run(folder, row(seed=str(number), images=worker))
+        write_run(folder, row(model=f"own {worker}", seed=str(number), error="x" * 100_000))
+        read_runs(folder)
+
+
+def test_processes_write_and_read_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=write_many, args=(tmp_path, worker)) for worker in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert read_runs(tmp_path).groupby("model").size().to_dict() == {"a": 30, "own 0": 30, "own 1": 30}
+    assert not leftovers(tmp_path)
+
+
+def test_a_kill_while_writing_leaves_whole_files(tmp_path: Path) -> None:
+    for moment in range(5):
+        worker = multiprocessing.get_context("fork").Process(target=write_many, args=(tmp_path, moment))
+        worker.start()
+        while not (tmp_path / "runs").is_dir():
+            time.sleep(0.001)
+        time.sleep(0.003 * moment)
+        worker.kill()
+        worker.join()
+        assert worker.exitcode == -signal.SIGKILL
+        read_runs(tmp_path)  # raises an error for half a file
+    write_many(tmp_path, 9)
+    assert read_runs(tmp_path).groupby("model").size()[["a", "own 9"]].tolist() == [30, 30]
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_what_was_there(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, row(images=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, call, full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            write_run(tmp_path, row(images=2))
+        with pytest.raises(OSError, match=r"`output` to be a folder that can be written to, .*No space left"):
+            prepare_folder(tmp_path)
+    assert read_runs(tmp_path).images.tolist() == [1]
+    assert not leftovers(tmp_path)
+
+
+def test_old_temporary_files_are_deleted(tmp_path: Path) -> None:
+    prepare_folder(tmp_path)
+    assert not list((tmp_path / "runs").iterdir())
+    old, new = files.UNFINISHED + "old", files.UNFINISHED + "new"
+    for name in (old, new):
+        write_file(tmp_path / name / "weights.ckpt", b"")
+        for place in ("runs", "tracebacks", "examples/a/b"):
+            write_file(tmp_path / place / name, b"")
+    kept = write_file(tmp_path / "runs" / "old.txt", b"")
+    weeks_ago = time.time() - 15 * 24 * 3600
+    for path in [*tmp_path.rglob(old), kept]:
+        os.utime(path, (weeks_ago, weeks_ago))
+    prepare_folder(tmp_path)
+    assert len(list(tmp_path.rglob(new))) == 4
+    assert not list(tmp_path.rglob(old))
+    assert kept.exists()
 
 
 # ---- Runs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(data: dict[str, Any], tmp_path: Path) -> Path:
+    path = tmp_path / "compare.yaml"
+    content = {
+        "models": {"aprilgan": APRILGAN},
+        "data": data,
+        "categories": ["gravel"],
+        "shots": [0],
+        "seeds": list(range(20)),
+        "output": str(tmp_path / "comparison"),
+        "trainer": {"accelerator": "cpu"},
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
 
 
 def test_models_side_by_side(run: Callable[..., pd.DataFrame], sample_root: Path, tmp_path: Path) -> None:
@@ -176,19 +272,24 @@ def test_models_side_by_side(run: Callable[..., pd.DataFrame], sample_root: Path
     assert table[list(METRICS)].notna().all(axis=None)
     assert table.filter(like="authors").notna().all(axis=None)
     assert (table.images == 12).all()
-    assert table[["fit_seconds", "test_seconds", "seconds_per_image", "peak_memory_mb", "parameters"]].gt(0).all(None)
+    assert (
+        table[["fit_seconds", "test_seconds", "seconds_per_image", "peak_memory_mb", "parameters"]].gt(0).all(axis=None)
+    )
     assert table.torch.eq(torch.__version__.partition("+")[0]).all() or table.torch.eq(torch.__version__).all()
     references = [set(paths.split(";")) for paths in table.references[1:3]]
     assert references[0] == references[1], "the same images for every model"
     assert len(references[0]) == 2
     assert all(Path(path).parent == sample_root / "gravel/train/good" for path in references[0])
-    settings = tmp_path / "comparison/settings" / f"{table.settings[0]}.txt"
-    assert json.loads(settings.read_text())["model"]["class_path"] == "anomalib_aprilgan.AprilGan"
-    assert json.loads(settings.read_text())["model"]["init_args"]["backbone"] == "ViT-demo"
+    arguments = json.loads(table.arguments[0])
+    assert arguments["model"]["class_path"] == "anomalib_aprilgan.AprilGan"
+    assert arguments["model"]["init_args"]["backbone"] == "ViT-demo"
     html = (tmp_path / "comparison/report.html").read_text()
     assert f"{100 * table.image_AUROC[2]:.1f}" in html
-    maps = list((tmp_path / "comparison/examples/MVTecAD/gravel").glob("*/*-0-3.png"))
-    assert {path.parent.name for path in maps} == {"scratch-000", "stain-000", "good-000"}
+    assert all(name in html for name in ("scratch/000.png", "stain/000.png", "good/000.png"))
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "comparison/results.csv")[list(METRICS)], table[list(METRICS)], check_exact=True
+    )
+    assert not leftovers(tmp_path / "comparison")
 
 
 def test_aprilgan_is_measured_as_by_anomalib_itself(
@@ -204,52 +305,97 @@ def test_aprilgan_is_measured_as_by_anomalib_itself(
         assert table[name][0] == pytest.approx(expected[name], abs=1e-6), name
 
 
-def test_only_what_is_missing_is_run(run: Callable[..., pd.DataFrame], capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_what_is_missing_is_run(
+    run: Callable[..., pd.DataFrame], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     first = run()
     capsys.readouterr()
     again = run(seeds=[0, 1])
     assert "1 of 2 runs are to be done" in capsys.readouterr().out
     assert again.started[0] == first.started[0]
     assert len(again) == 2
-    with pytest.raises(ValueError, match="1 rows that were made with others, the first of aprilgan, MVTecAD/gravel"):
-        run(models={"aprilgan": {**APRILGAN, "init_args": {"backbone": "ViT-demo", "reference_layers": [8]}}})
-    other = run(models={"other": {**APRILGAN, "init_args": {"backbone": "ViT-demo", "layers": [5, 6, 7, 8]}}})
-    assert other.model.tolist() == ["aprilgan", "aprilgan", "other"]
+    other = {**APRILGAN, "init_args": {"backbone": "ViT-demo", "layers": [5, 6, 7, 8], "reference_layers": [8]}}
+    with pytest.raises(ValueError, match="1 of these runs with other settings, the first of them aprilgan, MVTecAD/gr"):
+        run(models={"aprilgan": other})
+    assert run(retry_failed=True, seeds=[1]).started.tolist() == again.started.tolist()
 
 
-def test_a_failure_is_a_row_and_the_next_model_runs(run: Callable[..., pd.DataFrame], tmp_path: Path) -> None:
-    models = {
-        "broken": {**PATCHCORE, "init_args": {**PATCHCORE["init_args"], "backbone": "no_such_backbone"}},
-        "patchcore": PATCHCORE,
-    }
-    table = run(models=models, shots=[1])
-    assert table.status.tolist() == ["failed", "done"]
-    assert "no_such_backbone" in table.error[0]
-    traceback = tmp_path / "comparison/tracebacks/broken-MVTecAD-gravel-1-0.txt"
+def test_any_name_will_do(run: Callable[..., pd.DataFrame], tmp_path: Path, sample_root: Path) -> None:
+    """Names of models and categories with slashes, dots, line breaks, and 300 characters."""
+    (tmp_path / "root").mkdir()
+    category = "v1.0, left 50%#a"  # anomalib refuses paths with letters beyond ASCII
+    (tmp_path / "root" / category).symlink_to(sample_root / "gravel")
+    names = ["../../april/zero", "a\n<script>|" + "x" * 300]
+    data = {"class_path": "MVTecAD", "init_args": {"root": str(tmp_path / "root"), "num_workers": 0}}
+    table = run(models=dict.fromkeys(names, APRILGAN), data=data, categories=None)
+    assert table.model.tolist() == names
+    assert set(table.status) == {"done"}, table.error.tolist()
+    assert set(table.category) == {category}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["comparison", "root"], "nothing outside the folder"
+    assert len(list((tmp_path / "comparison/examples").glob("*/*/*.json"))) == 2 * 3
+    report = (tmp_path / "comparison/report.html").read_text()
+    assert report.count("heatmap of ../../april/zero") == 3
+    assert "<script" not in report
+
+
+def test_failed_runs_are_reported(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = yaml.safe_load(config.read_text()) | {"models": {"bro/ken": BROKEN, "patchcore": PATCHCORE}}
+    config.write_text(yaml.safe_dump(content | {"shots": [1], "seeds": [0]}))
+    command = ["compare", "--config", str(config)]
+    folder = tmp_path / "comparison"
+    started = []
+    for options, runs in ([], 2), ([], 0), (["--retry_failed", "true"], 1):
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, *options])
+        message = str(stopped.value.code)
+        assert message.startswith("anomalib-aprilgan compare: 1 of 2 runs failed, the first of them bro/ken, MVTecAD")
+        assert f"tracebacks are in {folder / 'tracebacks'}" in message
+        assert str(folder / "report.html") in message
+        assert f"{runs} of 2 runs are to be done" in capsys.readouterr().out
+        table = read_runs(folder).set_index("model")
+        assert table.status.to_dict() == {"bro/ken": "failed", "patchcore": "done"}
+        assert "no_such_backbone" in table.error["bro/ken"]
+        started.append(table.started.to_dict())
+    assert started[0] == started[1], "failures are not repeated by themselves"
+    assert started[2]["patchcore"] == started[0]["patchcore"]
+    assert started[2]["bro/ken"] > started[0]["bro/ken"]
+    (traceback,) = (folder / "tracebacks").iterdir()
     assert "Traceback" in traceback.read_text()
-    assert len(pd.read_csv(results_file(tmp_path / "comparison"))) == 2
-    run(models=models, shots=[1])
-    assert len(pd.read_csv(results_file(tmp_path / "comparison"))) == 2, "failures are not repeated by themselves"
-    run(models=models, shots=[1], retry_failed=True)
-    assert len(pd.read_csv(results_file(tmp_path / "comparison"))) == 3
-    report = (tmp_path / "comparison/report.md").read_text()
-    assert "no\\_such\\_backbone" in report or "no_such_backbone" in report
+    assert "no_such_backbone" in (folder / "report.md").read_text()
 
 
-def test_shards_write_into_one_folder(run: Callable[..., pd.DataFrame], tmp_path: Path) -> None:
-    run(shots=[0, 1], shard="2/2")
-    table = run(shots=[0, 1], shard="1/2")
-    assert sorted(table.shots) == ["0", "1"]
-    assert sorted(path.name for path in (tmp_path / "comparison").glob("results-*.csv")) == [
-        "results-1-of-2.csv",
-        "results-2-of-2.csv",
-    ]
-    assert len(pd.read_csv(results_file(tmp_path / "comparison"))) == 2
+def test_a_run_that_cannot_be_saved_stops_the_comparison(
+    run: Callable[..., pd.DataFrame],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"`output` to be a folder that can be written to"):
+        run(models={"broken": BROKEN}, shots=[1], output=tmp_path / "file" / "comparison")
+    assert "FAILED" not in capsys.readouterr().out, "found out before the first run"
+    attempts = []
+
+    def write_nothing(*arguments: Any) -> None:
+        attempts.append(arguments)
+        full_disk()
+
+    monkeypatch.setattr("anomalib_aprilgan.comparison.job.write_run", write_nothing)
+    with pytest.raises(OSError, match=r"could not be saved\. broken, MVTecAD/gravel, 1-shot, seed 0: .*No space left"):
+        run(models={"broken": BROKEN}, shots=[1], seeds=[0, 1, 2])
+    assert len(attempts) == 1, "no other run begins"
+    monkeypatch.setattr("anomalib_aprilgan.comparison.job.ComparisonJob._measure", full_disk)
+    with pytest.raises(OSError, match=r"could not be saved\. broken, .*No space left"):
+        run(models={"broken": BROKEN}, shots=[1], seeds=[0, 1, 2])
+    assert len(attempts) == 1, "not recorded as a failure of the model"
+    assert "[1/3]" not in capsys.readouterr().out
+    assert not (tmp_path / "comparison/results.csv").exists()
+    assert read_runs(tmp_path / "comparison").empty
 
 
-def test_several_processes_share_the_runs(run: Callable[..., pd.DataFrame]) -> None:
-    table = run(seeds=[0, 1], processes=2)
-    assert sorted(table.seed) == ["0", "1"]
+def test_processes_share_the_runs_of_a_shard(run: Callable[..., pd.DataFrame]) -> None:
+    table = run(seeds=[0, 1, 2], processes=2, shard="1/2")
+    assert sorted(table.seed) == ["0", "2"]
     assert set(table.status) == {"done"}
 
 
@@ -271,13 +417,13 @@ def test_images_without_masks(run: Callable[..., pd.DataFrame], sample_root: Pat
     assert table.filter(like="pixel_").isna().all(axis=None)
 
 
-def test_winclip_in_an_unfit_environment_is_refused() -> None:
-    refuse_unfit_surroundings(["anomalib_aprilgan.AprilGan", "anomalib.models.Patchcore"])
+def test_winclip_with_a_wrong_open_clip_is_refused() -> None:
+    check_environment(["anomalib_aprilgan.AprilGan", "anomalib.models.Patchcore"])
     if runs_batch_first():
         with pytest.raises(RuntimeError, match=r"pip install 'anomalib-aprilgan\[compare\]'"):
-            refuse_unfit_surroundings(["anomalib.models.Patchcore", "anomalib.models.WinClip"])
+            check_environment(["anomalib.models.Patchcore", "anomalib.models.WinClip"])
     else:
-        refuse_unfit_surroundings(["anomalib.models.WinClip"])
+        check_environment(["anomalib.models.WinClip"])
 
 
 @pytest.mark.skipif(runs_batch_first(), reason="WinClip is refused with this open_clip")
@@ -299,21 +445,16 @@ def test_winclip_takes_part(run: Callable[..., pd.DataFrame], monkeypatch: pytes
     assert table.filter(like="_").notna().all(axis=None)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
+def test_bad_arguments_are_explained(run: Callable[..., pd.DataFrame], tmp_path: Path) -> None:
+    for overrides, message in [
         ({"categories": ["nothing"]}, r"`categories` to hold names from \['brick', 'coins', 'gravel'\]"),
         ({"shard": "5/4"}, "`shard` to be for instance 2/4"),
         ({"models": {"a": {"class_path": "Nothing"}}}, "classes of anomalib"),
         ({"models": {"a": {"class_path": "Patchcore", "init_args": {"colour": 1}}}}, "colour"),
         ({"models": {"a": {"class_path": "AprilGan", "init_args": {"k_shot": 4}}}}, "`shots`"),
-    ],
-)
-def test_bad_arguments_are_explained(
-    run: Callable[..., pd.DataFrame], tmp_path: Path, overrides: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        run(**overrides)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run(**overrides)
     assert not (tmp_path / "comparison").exists(), "nothing is written before everything is checked"
 
 
@@ -325,22 +466,6 @@ def test_models_are_made_anew(data: dict[str, Any]) -> None:
 
 
 # ---- The command ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def config(data: dict[str, Any], tmp_path: Path) -> Path:
-    path = tmp_path / "compare.yaml"
-    content = {
-        "models": {"aprilgan": APRILGAN},
-        "data": data,
-        "categories": ["gravel"],
-        "shots": [0],
-        "seeds": list(range(20)),
-        "output": str(tmp_path / "comparison"),
-        "trainer": {"accelerator": "cpu"},
-    }
-    path.write_text(yaml.safe_dump(content))
-    return path
 
 
 def test_the_command_takes_a_config_and_overrides(
@@ -366,22 +491,21 @@ def test_what_was_stopped_goes_on(config: Path, tmp_path: Path, sent: signal.Sig
     program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     program += "from anomalib_aprilgan.cli import main; main()"
     command = [sys.executable, "-c", program, "compare", "--config", str(config)]
-    table = results_file(tmp_path / "comparison")
+    folder = tmp_path / "comparison"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         deadline = time.monotonic() + 120
-        while not table.exists() and time.monotonic() < deadline:
+        while not list(folder.glob("runs/*.json")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(sent)
         output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "Interrupted" in output or sent == signal.SIGKILL
-    before = read_results(tmp_path / "comparison")
+    before = read_runs(folder)
     assert 1 <= len(before) < 20
-    with table.open("a") as file:
-        file.write("aprilgan,MVTecAD,gra")  # as if killed within a write
+    (folder / "runs" / f"{files.UNFINISHED}half").write_text('{"model": "apr')  # as if killed within a write
     seeds = sorted({int(seed) for seed in before.seed} | {19})
     main(["compare", "--config", str(config), f"--seeds={seeds}"])
-    after = read_results(tmp_path / "comparison")
+    after = read_runs(folder)
     assert sorted(map(int, after.seed)) == seeds
     assert after.started[: len(before)].tolist() == before.started.tolist()
-    assert len(pd.read_csv(table)) == len(seeds)
+    assert len(pd.read_csv(folder / "results.csv")) == len(seeds)

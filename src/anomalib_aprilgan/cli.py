@@ -155,7 +155,7 @@ def _add_arguments_of_comparison(parser: ArgumentParser) -> None:
 
     warnings.simplefilter("ignore", FutureWarning)  # of anomalib's own imports
     from anomalib_aprilgan.comparison.compare import compare as compare_models  # noqa: PLC0415
-    from anomalib_aprilgan.comparison.components import add_component_arguments  # noqa: PLC0415
+    from anomalib_aprilgan.comparison.grid import add_component_arguments  # noqa: PLC0415
 
     parser.add_argument("--config", action="config", help="YAML file with any of these arguments.")
     add_component_arguments(parser)

@@ -1,10 +1,11 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What takes part in a run of any of anomalib's models: the same references for all, a stopwatch, and examples."""
+"""Callbacks of a run: they select the reference images, measure time, and write example images."""
 
 import json
 import time
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,26 +18,28 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from PIL import Image
 
+from anomalib_aprilgan.comparison.folder import safe_name, write_file
 from anomalib_aprilgan.comparison.grid import Run
-from anomalib_aprilgan.integration.references import draw, normal_training_files
+from anomalib_aprilgan.comparison.results import KEY
+from anomalib_aprilgan.references import draw, normal_training_files
 
 __all__ = ["ExampleWriter", "References", "Stopwatch"]
 
 EXAMPLE_PIXELS = 256
-"""Height and width of the examples' pictures."""
+"""Height and width of the example images."""
 
 
 class References(Callback):
-    """Leaves only the reference images in the training split, the same for every model.
+    """Reduces the training split to the reference images, which are the same for every model.
 
-    Zero- and few-shot models then take all of them as references, and the others train on them.
+    Few-shot models use all of them as references, and the other models are trained on them.
 
     Args:
-        k_shot: How many; ``None``: the training split stays as it is.
-        seed: Seed of the draw, which is that of ``AprilGan``.
+        k_shot: Number of reference images; ``None``: the training split is not changed.
+        seed: Seed of the selection; ``AprilGan`` selects the same images with it.
 
     Attributes:
-        files: The reference images; empty if the training split stays as it is.
+        files: Paths of the reference images; empty if the training split is not changed.
     """
 
     def __init__(self, k_shot: int | None, seed: int) -> None:
@@ -45,7 +48,7 @@ class References(Callback):
         self.files: tuple[str, ...] = ()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Draw the references, between the set-up of the data and that of the model."""
+        """Select the references, after the set-up of the data and before the set-up of the model."""
         del pl_module, stage
         datamodule: AnomalibDataModule | None = getattr(trainer, "datamodule", None)
         if self.k_shot is None or self.files or datamodule is None:
@@ -59,13 +62,13 @@ class References(Callback):
 
 
 class Stopwatch(Callback):
-    """Measures how long it takes to get a model ready, to test it, and to score an image.
+    """Measures the seconds that preparing a model, testing it and scoring an image take.
 
     Attributes:
-        fit_seconds: Set-up, training and validation, until the test begins.
-        test_seconds: The test, metrics included.
+        fit_seconds: Seconds of set-up, training and validation, until the test begins.
+        test_seconds: Seconds of the test, metrics included.
         images: Number of tested images.
-        image_seconds: Pre-processing and model, over all tested images.
+        image_seconds: Seconds of pre-processing and model, summed over all tested images.
     """
 
     def __init__(self) -> None:
@@ -78,13 +81,13 @@ class Stopwatch(Callback):
         self.image_seconds = 0.0
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the model is ready."""
+        """Record when the model is ready."""
         del trainer, pl_module
         self._test_start = time.perf_counter()
         self.fit_seconds = self._test_start - self._start
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the test is over."""
+        """Record when the test ends."""
         del trainer, pl_module
         self.test_seconds = time.perf_counter() - self._test_start
 
@@ -96,7 +99,7 @@ class Stopwatch(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Start before the model's own callbacks, one of which pre-processes the batch."""
+        """Start the clock before the model's own callbacks, one of which pre-processes the batch."""
         del trainer, pl_module, batch, batch_idx, dataloader_idx
         self._batch_start = _now()
 
@@ -109,32 +112,32 @@ class Stopwatch(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Stop before the model's own callbacks, which post-process the batch and update metrics."""
+        """Stop the clock before the model's own callbacks, which post-process the batch and update metrics."""
         del trainer, pl_module, outputs, batch_idx, dataloader_idx
         self.image_seconds += _now() - self._batch_start
         self.images += batch.batch_size
 
 
 def _now() -> float:
-    """Seconds, when all that was asked of the GPU is done."""
+    """Return the time in seconds, after the GPU has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 class ExampleWriter(Visualizer):
-    """Writes pictures, masks and normalised heatmaps of a few test images, for the report.
+    """Writes images, masks and normalised anomaly maps of a few test images, for the report.
 
     Args:
         folder: Folder of the examples.
         run: The run.
-        number: How many images with a defect, each of another kind as far as there are some; and one without.
+        number: Number of anomalous images, from different defect types if possible. One normal image is added.
     """
 
     def __init__(self, folder: Path, run: Run, number: int) -> None:
         super().__init__()
-        self._folder = folder / run.data / (run.category or run.data)
-        self._name = f"{run.model}-{run.shots}-{run.seed}"
+        self._folder = folder / safe_name(run.data, run.category)
+        self._key = dict(zip(KEY, run.key, strict=True))
         self._number = number
         self._files: frozenset[str] = frozenset()
 
@@ -158,7 +161,7 @@ class ExampleWriter(Visualizer):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write those of the batch."""
+        """Write the chosen images of the batch."""
         del trainer, pl_module, outputs, batch_idx, dataloader_idx
         for item in batch:
             if str(item.image_path) in self._files and item.anomaly_map is not None:
@@ -166,21 +169,29 @@ class ExampleWriter(Visualizer):
 
     def _write(self, item: Any) -> None:  # noqa: ANN401  # anomalib's items carry few types
         path = Path(item.image_path)
-        folder = self._folder / f"{path.parent.name}-{path.stem}"
-        folder.mkdir(parents=True, exist_ok=True)
-        with Image.open(path) as picture:
-            _save(picture.convert("RGB"), folder / "picture.png")
+        folder = self._folder / safe_name(*path.parts[-3:])
+        with Image.open(path) as image:
+            _save(image.convert("RGB"), folder / "image.png")
         if item.gt_mask is not None:
-            _save(_grey(item.gt_mask), folder / "truth.png")
-        _save(_grey(item.anomaly_map), folder / f"{self._name}.png")
-        said = {"score": float(item.pred_score), "label": bool(item.pred_label), "anomalous": bool(item.gt_label)}
-        (folder / f"{self._name}.json").write_text(json.dumps(said), encoding="utf-8")
+            _save(_grey(item.gt_mask), folder / "mask.png")
+        stem = safe_name(*self._key.values())
+        _save(_grey(item.anomaly_map), folder / f"{stem}.png")
+        prediction = {
+            **self._key,
+            "image": f"{path.parent.name}/{path.name}",
+            "score": float(item.pred_score),
+            "label": bool(item.pred_label),
+            "anomalous": bool(item.gt_label),
+        }
+        write_file(folder / f"{stem}.json", json.dumps(prediction))
 
 
 def _grey(values: Any) -> Image.Image:  # noqa: ANN401
-    """A mask or map in [0, 1] as a picture."""
+    """Turn a mask or map in [0, 1] into an 8-bit grey image."""
     return Image.fromarray(np.asarray(torch.as_tensor(values).float().cpu().squeeze().clamp(0, 1) * 255, np.uint8))
 
 
-def _save(picture: Image.Image, path: Path) -> None:
-    picture.resize((EXAMPLE_PIXELS, EXAMPLE_PIXELS), Image.Resampling.BICUBIC).save(path)
+def _save(image: Image.Image, path: Path) -> None:
+    buffer = BytesIO()
+    image.resize((EXAMPLE_PIXELS, EXAMPLE_PIXELS), Image.Resampling.BICUBIC).save(buffer, "PNG")
+    write_file(path, buffer.getvalue())

@@ -1,83 +1,81 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The examples of a comparison: per test image the picture, the ground truth, and each model's heatmap over it."""
+"""The example images of a report: image, ground truth, and the heatmaps of all models."""
 
 import json
 from base64 import b64encode
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import zip_longest
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 from anomalib.visualization.image.functional import apply_colormap, overlay_image
 from PIL import Image
 
+from anomalib_aprilgan.comparison.results import KEY
 from anomalib_aprilgan.comparison.tables import order
 
-__all__ = ["Gallery", "GalleryRow", "Said", "read_gallery", "scale"]
+__all__ = ["Gallery", "GalleryRow", "Prediction", "read_gallery", "scale"]
 
-MOST_ROWS: Final = 24
+MAX_ROWS: Final = 24
 PIXELS: Final = 160
-"""Longer side of the pictures in the page."""
+"""Longer side of the images in the page."""
 
 OPACITY: Final = 0.6
-"""Of the heatmaps, as in the demonstration."""
+"""Opacity of the heatmaps, as in the demonstration."""
 
 Column = tuple[str, str]
 """Shots and model."""
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a run said of a picture.
+class Prediction:
+    """Prediction of a model for an image.
 
     Attributes:
-        heatmap: Address that holds the picture under the heatmap; empty if there is none.
-        score: Normalised score in [0, 1]; above one half: anomalous. ``None`` if there is none.
-        label: Whether the run calls the picture anomalous.
-        is_right: Whether it is.
+        heatmap: Data URL of the image with the heatmap over it; empty if there is none.
+        score: Normalised score in [0, 1].
+        label: Whether the model calls the image anomalous.
+        is_right: Whether the label is right.
     """
 
     heatmap: str
-    score: float | None = None
-    label: bool = False
-    is_right: bool = False
+    score: float
+    label: bool
+    is_right: bool
 
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """A picture, and what was said of it.
+    """An image and its predictions.
 
     Attributes:
-        data: Data set.
-        category: Category.
-        name: The picture's name.
-        picture: Address that holds it.
-        truth: Address that holds its mask; empty if it has none.
-        said: By shots and model.
+        category: Category, or data set if it has no categories.
+        name: Name of the image.
+        image: Data URL of the image.
+        mask: Data URL of the ground truth; empty if there is none.
+        predictions: Predictions by shots and model.
     """
 
-    data: str
     category: str
     name: str
-    picture: str
-    truth: str
-    said: dict[Column, Said]
+    image: str
+    mask: str
+    predictions: dict[Column, Prediction]
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Some of the examples.
+    """Example images.
 
     Attributes:
         columns: Shots and model of the heatmaps.
-        rows: One per picture.
-        found: Number of examples that there are.
+        rows: One row per image.
+        found: Number of images in the folder.
     """
 
     columns: list[Column]
@@ -86,81 +84,99 @@ class Gallery:
 
 
 def read_gallery(folder: Path, models: Iterable[str]) -> Gallery:
-    """Read examples: the first ones of each category, of each run those with the first seed.
+    """Read example images: the first ones of each category, and of each model the predictions with its first seed.
 
     Args:
-        folder: Folder of the examples, ``<data>/<category>/<name>`` below it; it need not be there.
-        models: Names of the models in their order.
+        folder: Folder of the examples; it may be missing.
+        models: Names of the models in their order. Others are left out.
 
     Returns:
-        Examples of at most 24 pictures, without rows if there are none.
+        At most 24 images, without rows if there are none.
     """
-    by_category: defaultdict[Path, list[Path]] = defaultdict(list)
-    for picture in sorted(folder.glob("*/*/*/picture.png")):
-        by_category[picture.parents[1]].append(picture.parent)
-    in_turn = [example for turn in zip_longest(*by_category.values()) for example in turn if example is not None]
-    rows = [row for example in sorted(in_turn[:MOST_ROWS]) if (row := _row(example)) is not None]
     places = {model: place for place, model in enumerate(models)}
-    columns = sorted(
-        {column for row in rows for column in row.said},
-        key=lambda column: (order(column[0]), places.get(column[1], len(places)), column[1]),
+    found = [line for path in sorted(folder.glob("*/*/*.json")) if (line := _read_prediction(path))["model"] in places]
+    if not found:
+        return Gallery([], [], 0)
+    keys = {"seed": order, "shots": order, "model": places.get, "category": order}
+    table = pd.DataFrame(found).sort_values(
+        ["data", "category", "image", "shots", "model", "seed"],
+        key=lambda column: column.map(keys[column.name]) if column.name in keys else column,
     )
-    return Gallery(columns, rows, len(in_turn))
+    table = table.drop_duplicates(["folder", "shots", "model"])
+    images = table[["folder", "data", "category"]].drop_duplicates()
+    turns = images.groupby(["data", "category"], sort=False).cumcount()
+    chosen = images["folder"][turns.sort_values(kind="stable").index[:MAX_ROWS]]
+    of_images = table[table["folder"].isin(chosen)].groupby("folder", sort=False)
+    rows = [row for example, lines in of_images if (row := _read_row(example, lines)) is not None]
+    columns = sorted(
+        {column for row in rows for column in row.predictions}, key=lambda one: (order(one[0]), places[one[1]])
+    )
+    return Gallery(columns, rows, len(images))
 
 
 def scale() -> str:
-    """The heatmaps' colours from 0 to 1, as an address that holds them."""
-    return _inline(apply_colormap(Image.fromarray(np.linspace(0, 255, 128).astype(np.uint8)[None].repeat(8, axis=0))))
+    """Return a data URL of the heatmaps' colours from 0 to 1."""
+    grey = np.linspace(0, 255, 128).astype(np.uint8)[None].repeat(8, axis=0)
+    return _data_url(apply_colormap(Image.fromarray(grey)))
 
 
-def _row(example: Path) -> GalleryRow | None:
-    """Read an example; ``None`` if a run was killed before its picture was whole."""
-    picture = _read(example / "picture.png", "RGB")
-    if picture is None:
+def _read_prediction(path: Path) -> dict[str, Any]:
+    """Read the file of a prediction; its model is ``None`` if the file is damaged."""
+    try:
+        line = json.loads(path.read_text(encoding="utf-8"))
+        texts = {name: str(line[name]) for name in (*KEY, "image")}
+        score, label, anomalous = float(line["score"]), bool(line["label"]), bool(line["anomalous"])
+    except (ValueError, KeyError, TypeError):
+        return {"model": None}
+    return {
+        **texts,
+        "score": score,
+        "label": label,
+        "is_right": label == anomalous,
+        "path": path,
+        "folder": path.parent,
+    }
+
+
+def _read_row(folder: Path, lines: pd.DataFrame) -> GalleryRow | None:
+    """Read an image and its predictions; ``None`` if the image cannot be read."""
+    image, mask = _read_image(folder / "image.png", "RGB"), _read_image(folder / "mask.png", "L")
+    if image is None:
         return None
-    first: dict[Column, tuple[str, Path]] = {}
-    for path in example.glob("*-*-*.json"):
-        model, shots, seed = path.stem.rsplit("-", 2)
-        if (shots, model) not in first or order(seed) < order(first[shots, model][0]):
-            first[shots, model] = seed, path
-    truth = _read(example / "truth.png", "L")
+    first = lines.iloc[0]
     return GalleryRow(
-        data=example.parts[-3],
-        category=example.parts[-2],
-        name=example.name,
-        picture=_inline(picture),
-        truth="" if truth is None else _inline(truth),
-        said={column: _said(path, picture) for column, (_, path) in first.items()},
+        category=first["category"] or first["data"],
+        name=first["image"],
+        image=_data_url(image),
+        mask="" if mask is None else _data_url(mask),
+        predictions={
+            (line.shots, line.model): Prediction(_heatmap(line.path, image), line.score, line.label, line.is_right)
+            for line in lines.itertuples()
+        },
     )
 
 
-def _said(path: Path, picture: Image.Image) -> Said:
-    """Read the score and the heatmap that belong to a picture, or what there is of them."""
-    grey = _read(path.with_suffix(".png"), "L")
-    heatmap = ""
-    if grey is not None:
-        colours = apply_colormap(grey.resize(picture.size, Image.Resampling.BICUBIC))
-        heatmap = _inline(overlay_image(picture, colours, alpha=OPACITY))
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return Said(heatmap, float(values["score"]), values["label"], values["label"] == values["anomalous"])
-    except (ValueError, KeyError):
-        return Said(heatmap)
+def _heatmap(path: Path, image: Image.Image) -> str:
+    """Return a data URL of the image with the heatmap over it; empty if the map cannot be read."""
+    grey = _read_image(path.with_suffix(".png"), "L")
+    if grey is None:
+        return ""
+    colours = apply_colormap(grey.resize(image.size, Image.Resampling.BICUBIC))
+    return _data_url(overlay_image(image, colours, alpha=OPACITY))
 
 
-def _read(path: Path, mode: str) -> Image.Image | None:
-    """Read a picture; ``None`` if it is not there, or not whole."""
+def _read_image(path: Path, mode: str) -> Image.Image | None:
+    """Read an image; ``None`` if it is missing or damaged."""
     try:
-        with Image.open(path) as image:
-            picture = image.convert(mode)
-    except (OSError, SyntaxError):  # Pillow's word for a PNG that ends too early
+        with Image.open(path) as file:
+            image = file.convert(mode)
+    except (OSError, SyntaxError):  # Pillow raises the second for a PNG that is cut off
         return None
-    picture.thumbnail((PIXELS, PIXELS), Image.Resampling.BICUBIC)
-    return picture
+    image.thumbnail((PIXELS, PIXELS), Image.Resampling.BICUBIC)
+    return image
 
 
-def _inline(image: Image.Image) -> str:
-    """An image as an address that holds it."""
+def _data_url(image: Image.Image) -> str:
     buffer = BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{b64encode(buffer.getvalue()).decode()}"

@@ -1,8 +1,9 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Runs as jobs of anomalib's pipelines: each one ends in a row of the table, whatever happens."""
+"""Runs as jobs of anomalib's pipelines. Each run ends with a file in the comparison's folder, also if it fails."""
 
+import errno
 import gc
 import signal
 import time
@@ -22,35 +23,38 @@ from anomalib.pipelines.components import Job, JobGenerator
 from lightning.pytorch import seed_everything
 from tqdm import tqdm
 
-from anomalib_aprilgan.authors_protocol import AuthorsProtocol
+from anomalib_aprilgan.comparison.authors_protocol import AuthorsProtocol
 from anomalib_aprilgan.comparison.callbacks import ExampleWriter, References, Stopwatch
-from anomalib_aprilgan.comparison.components import make_datamodule, make_model
-from anomalib_aprilgan.comparison.grid import Run
-from anomalib_aprilgan.comparison.results import DONE, FAILED, METRICS, append_row
-from anomalib_aprilgan.comparison.surroundings import describe_surroundings, peak_memory_mb, reset_peak_memory
-from anomalib_aprilgan.integration.quiet import quietly
-from anomalib_aprilgan.integration.quiet_engine import quiet_engine
+from anomalib_aprilgan.comparison.environment import describe_environment, peak_memory_mb, reset_peak_memory
+from anomalib_aprilgan.comparison.folder import EXAMPLES, UNFINISHED, write_file
+from anomalib_aprilgan.comparison.grid import Run, make_datamodule, make_model
+from anomalib_aprilgan.comparison.results import DONE, FAILED, KEY, METRICS, traceback_file, write_run
 from anomalib_aprilgan.lightning_model import AprilGan
 
-__all__ = ["ComparisonJob", "ComparisonJobs", "Manner"]
+__all__ = ["ComparisonJob", "ComparisonJobs", "ComparisonOptions", "RunNotSavedError"]
 
-EXAMPLES, SETTINGS, TRACEBACKS = "examples", "settings", "tracebacks"
-"""Folders of the pictures for the report, of the arguments behind each digest, and of what failed runs left."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors that stop the comparison: no other run could be saved either."""
+
+
+class RunNotSavedError(SystemExit):
+    """The results of a run could not be written.
+
+    It is not an ``Exception``, because anomalib's runners continue after an exception.
+    """
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How all runs of a comparison are done.
+class ComparisonOptions:
+    """Options that all runs of a comparison share.
 
     Attributes:
         output: Folder of the comparison.
-        table: File that this process appends its rows to.
         trainer: Arguments of anomalib's Engine.
-        examples: Pictures per category for the report.
+        examples: Number of anomalous images per category for the report.
     """
 
     output: Path
-    table: Path
     trainer: Mapping[str, Any] = field(default_factory=dict)
     examples: int = 2
 
@@ -61,61 +65,66 @@ class ComparisonJob(Job):
 
     Attributes:
         planned: The run.
-        manner: How it is run.
-        number: Its place among all that are still to be done, for those who watch.
-        total: Their number.
+        options: Options of the comparison.
+        number: Its number among the runs to be done, for the progress message.
+        total: Number of the runs to be done.
     """
 
     name = "compare"
 
     planned: Run
-    manner: Manner
+    options: ComparisonOptions
     number: int
     total: int
 
     def run(self, task_id: int | None = None) -> dict[str, Any]:
-        """Do the run, and write its row.
+        """Do the run, and write its file.
 
         Args:
-            task_id: Number of the process among several.
+            task_id: Number of the process if there are several.
 
         Returns:
-            The row.
+            The row of the table of results.
+
+        Raises:
+            RunNotSavedError: If the file could not be written, or the disk is full.
         """
-        is_on_gpu = torch.cuda.is_available() and self.manner.trainer.get("accelerator", "auto") in {
-            "auto",
-            "gpu",
-            "cuda",
-        }
-        device = f"cuda:{task_id or 0}" if is_on_gpu else "cpu"
-        row: dict[str, Any] = dict(zip(("model", "data", "category", "shots", "seed"), self.planned.key, strict=True))
-        row |= {
-            "class_path": self.planned.component["class_path"],
-            "settings": self.planned.digest,
+        accelerator = self.options.trainer.get("accelerator", "auto")
+        is_on_gpu = torch.cuda.is_available() and accelerator in {"auto", "gpu", "cuda"}
+        row: dict[str, Any] = {
+            **dict(zip(KEY, self.planned.key, strict=True)),
+            "class_path": str(self.planned.component["class_path"]),
+            "settings": self.planned.settings,
+            "arguments": self.planned.arguments,
             "started": datetime.now(tz=timezone.utc).isoformat(timespec="milliseconds"),
-            **describe_surroundings(device),
+            **describe_environment(f"cuda:{task_id or 0}" if is_on_gpu else "cpu"),
         }
         start = time.perf_counter()
-        self._write(SETTINGS, self.planned.digest, self.planned.settings)
-        try:
-            with (
-                quietly(),
-                redirect_stdout(StringIO()),
-                redirect_stderr(StringIO()),
-            ):  # some models have bars of their own
+        trace = ""
+        try:  # some models print progress bars of their own
+            with quietly(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
                 row |= {"status": DONE, **self._measure([task_id or 0] if is_on_gpu else 1)}
-        except Exception as error:  # of any kind: the next run shall begin all the same
+        except Exception as error:  # of any kind: the other runs are done all the same
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise self._not_saved(error) from error
             row |= {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
-            self._write(TRACEBACKS, "-".join(self.planned.key), traceback.format_exc())
-        append_row(self.manner.table, row)
-        tqdm.write(
-            f"[{self.number}/{self.total}] {self.planned}: {_summary(row)} ({time.perf_counter() - start:.0f} s)"
-        )
+            trace = traceback.format_exc()
+        try:
+            if trace:
+                write_file(traceback_file(self.options.output, self.planned.key), trace)
+            write_run(self.options.output, row)
+        except (OSError, ValueError) as error:
+            raise self._not_saved(error) from error
+        seconds = time.perf_counter() - start
+        tqdm.write(f"[{self.number}/{self.total}] {self.planned}: {_summary(row)} ({seconds:.0f} s)")
         _free_memory()
         return row
 
+    def _not_saved(self, error: Exception) -> RunNotSavedError:
+        return RunNotSavedError(f"{self.planned}: {error}")
+
     def _measure(self, devices: int | list[int]) -> dict[str, Any]:
-        """Train or set up, and test."""
+        """Train or set up the model, and test it."""
         planned = self.planned
         reset_peak_memory()
         k_shot = None if planned.shots in (0, "full") else cast("int", planned.shots)
@@ -123,15 +132,15 @@ class ComparisonJob(Job):
         seed_everything(planned.seed, workers=True, verbose=False)
         model = make_model(planned.component, k_shot or 0)
         model.evaluator = AprilGan.configure_evaluator()
-        writer = ExampleWriter(self.manner.output / EXAMPLES, planned, self.manner.examples)
+        writer = ExampleWriter(self.options.output / EXAMPLES, planned, self.options.examples)
         model.visualizer = cast("Any", writer)
         datamodule = make_datamodule(planned.datamodule, planned.category)
-        arguments = {"accelerator": "auto", **self.manner.trainer, "devices": devices}
-        with TemporaryDirectory(dir=self.manner.output, prefix=".unfinished-") as folder:
+        arguments = {"accelerator": "auto", **self.options.trainer, "devices": devices}
+        with TemporaryDirectory(dir=self.options.output, prefix=UNFINISHED, ignore_cleanup_errors=True) as folder:
             engine = quiet_engine(Path(folder), callbacks=[references, stopwatch, protocol], **arguments)
             seed_everything(planned.seed, workers=True, verbose=False)  # so that splits do not depend on the model
             if model.learning_type not in {LearningType.ZERO_SHOT, LearningType.FEW_SHOT}:
-                engine.fit(model, datamodule=datamodule)  # the test validates the others by itself
+                engine.fit(model, datamodule=datamodule)  # the others are validated by `test` itself
             (found,) = engine.test(model, datamodule=datamodule, verbose=False)
         return {
             **{name: float(found[name]) for name in METRICS if found.get(name) is not None},
@@ -145,12 +154,6 @@ class ComparisonJob(Job):
             "references": ";".join(references.files),
         }
 
-    def _write(self, folder: str, name: str, text: str) -> None:
-        """Keep what the table has no room for."""
-        path = self.manner.output / folder / f"{name.replace('/', '_')}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-
     @staticmethod
     def collect(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the rows as they are."""
@@ -158,11 +161,11 @@ class ComparisonJob(Job):
 
     @staticmethod
     def save(results: object) -> None:
-        """Do nothing: each row has been written when its run ended."""
+        """Do nothing: each run has written its own file."""
 
 
 def _free_memory() -> None:
-    """Let the run's model and data go. Ctrl-C waits meanwhile: raised in a destructor, it would be passed over."""
+    """Free the run's model and data. Ctrl-C is delayed meanwhile: Python ignores exceptions raised in destructors."""
     interrupts: list[int] = []
     holds_back = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if holds_back:
@@ -175,9 +178,9 @@ def _free_memory() -> None:
 
 
 def _summary(row: Mapping[str, Any]) -> str:
-    """A row in a few words."""
+    """Summarise a row for the progress message."""
     if row["status"] == FAILED:
-        return f"FAILED, {row['error']}"
+        return f"FAILED, {' '.join(row['error'].split())[:200]}"
     shown = [
         f"{name.replace('_', ' ')} {100 * row[name]:.1f}" for name in ("image_AUROC", "pixel_AUROC") if name in row
     ]
@@ -185,17 +188,17 @@ def _summary(row: Mapping[str, Any]) -> str:
 
 
 class ComparisonJobs(JobGenerator):
-    """The runs that are still to be done, for anomalib's runners.
+    """The runs to be done, for anomalib's runners.
 
     Args:
         runs: The runs.
-        manner: How they are done.
-        shows_progress: Show how many have been handed out, and the time left; for runners that do not.
+        options: Options of the comparison.
+        shows_progress: Show a progress bar, for runners that have none.
     """
 
-    def __init__(self, runs: list[Run], manner: Manner, *, shows_progress: bool) -> None:
+    def __init__(self, runs: list[Run], options: ComparisonOptions, *, shows_progress: bool) -> None:
         self.runs = runs
-        self.manner = manner
+        self.options = options
         self.shows_progress = shows_progress
 
     @property
@@ -204,9 +207,9 @@ class ComparisonJobs(JobGenerator):
         return ComparisonJob
 
     def generate_jobs(self, args: object = None, prev_stage_result: object = None) -> Generator[Job, None, None]:
-        """List the jobs. A list, not a generator, so that progress bars know how many there are."""
+        """List the jobs. It is a list, not a generator, so that progress bars know the total."""
         del args, prev_stage_result
         jobs = [
-            ComparisonJob(run, self.manner, number, len(self.runs)) for number, run in enumerate(self.runs, start=1)
+            ComparisonJob(run, self.options, number, len(self.runs)) for number, run in enumerate(self.runs, start=1)
         ]
         return cast("Generator[Job, None, None]", tqdm(jobs, ComparisonJob.name) if self.shows_progress else jobs)

@@ -1,27 +1,23 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Plots of a comparison, as SVG that fits a phone. Who is who is told by the page, which knows the same styles."""
+"""Plots of a comparison as SVG, narrow enough for a phone. The page shows the legend."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from io import StringIO
 from typing import Any, Final, NamedTuple
 
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from anomalib_aprilgan.comparison.tables import Row
-
 __all__ = ["Style", "bars_by_category", "metric_by_seconds", "metric_by_shots", "styles_of"]
-
-Rows = Mapping[str, Sequence[Row]]
-"""Rows by shots, or by category."""
 
 
 class Style(NamedTuple):
-    """How a model is drawn: its colour, matplotlib's marker, and the same as a character."""
+    """A model's colour, its marker in matplotlib, and the same marker as a character."""
 
     colour: str
     marker: str
@@ -29,17 +25,17 @@ class Style(NamedTuple):
 
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow, which white swallows."""
+"""The palette of Okabe and Ito for colour-blind readers, without its yellow, which is hard to see on white."""
 
 MARKERS: Final = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("X", "✖"), ("*", "★"))
 
 NEUTRAL: Final = Style("#555555", "o", "●")
-"""Of published figures, where several models are of the class."""
+"""Style of published figures if several models have the class."""
 
 SETTINGS: Final[dict[Any, Any]] = {
     "font.size": 9.0,
-    "svg.hashsalt": "comparison",  # the same input gives the same file
-    "text.parse_math": False,  # a name may hold a dollar sign
+    "svg.hashsalt": "comparison",  # makes the ids in the file reproducible
+    "text.parse_math": False,  # names may contain dollar signs
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -49,67 +45,59 @@ SETTINGS: Final[dict[Any, Any]] = {
     "lines.markersize": 5.5,
 }
 WIDTH: Final = 3.9
-"""Inches; as many CSS pixels as a phone has, so that the letters keep their size."""
+"""Inches; about the width of a phone, so that the text keeps its size."""
 
 CHANCE: Final = 50.0
-"""AUROC of a coin, in percent."""
+"""AUROC of random scores, in percent."""
 
 
 def styles_of(models: Iterable[str]) -> dict[str, Style]:
-    """Give each model its style, by its place; 56 of them differ."""
+    """Give each model a style, by its place; the first 56 styles differ."""
     return {
         model: Style(COLOURS[place % len(COLOURS)], *MARKERS[place % len(MARKERS)])
         for place, model in enumerate(models)
     }
 
 
-def metric_by_shots(rows: Rows, column: str, styles: Mapping[str, Style]) -> str | None:
-    """Draw a metric against the number of reference images; bars are standard deviations over seeds, † as in tables.
+def metric_by_shots(cells: pd.DataFrame, metric: str, styles: Mapping[str, Style]) -> str | None:
+    """Draw a metric against the number of reference images.
+
+    Bars are standard deviations over seeds, † marks values that are not comparable, hollow markers are published [Q].
 
     Args:
-        rows: Rows by shots. Published ones become hollow markers.
-        column: The metric.
-        styles: By model.
+        cells: Cells of averages by shots.
+        metric: Column of the metric.
+        styles: Styles by model.
 
     Returns:
         SVG, or ``None`` if there are values of fewer than two numbers of shots.
     """
-    shots = [shots for shots, group in rows.items() if any(column in row.cells and not row.source for row in group)]
-    if len(shots) < 2:  # noqa: PLR2004  # nothing that could rise or fall
+    points = cells[cells["metric"] == metric]
+    measured = points[points["source"] == ""]
+    shots = [str(group) for group in measured["group"].unique().sort_values()]
+    if len(shots) < 2:  # noqa: PLR2004  # a single point is no curve
         return None
+    places = {group: place for place, group in enumerate(shots)}
     with rc_context(SETTINGS):
         figure, axes = _figure(2.7)
         for model, style in styles.items():
-            points = [
-                (place, row)
-                for place, count in enumerate(shots)
-                for row in rows[count]
-                if row.model == model and not row.source and column in row.cells
-            ]
-            axes.errorbar(
-                [place for place, _ in points],
-                [100 * row.cells[column].mean for _, row in points],
-                [100 * (row.cells[column].deviation or 0) for _, row in points],
-                color=style.colour,
-                marker=style.marker,
-                capsize=2,
-                elinewidth=1,
-            )
-            for place, row in points:
-                _annotate(axes, _mark(row, column), place, 100 * row.cells[column].mean)
-        for place, count in enumerate(shots):
-            for row in rows[count]:
-                if row.source == "[Q]" and column in row.cells:
-                    style = _published_style(row, rows, styles)
-                    axes.plot(
-                        place,
-                        100 * row.cells[column].mean,
-                        color=style.colour,
-                        marker=style.marker,
-                        markersize=8,
-                        markerfacecolor="none",
-                        zorder=3,
-                    )
+            own = measured[measured["model"] == model]
+            x, y = [places[group] for group in own["group"]], 100 * own["mean"]
+            deviation = 100 * own["std"].fillna(0)
+            axes.errorbar(x, y, deviation, color=style.colour, marker=style.marker, capsize=2, elinewidth=1)
+            for place, value, is_comparable in zip(x, y, own["is_comparable"], strict=True):
+                _annotate(axes, "" if is_comparable else "†", place, value)
+        published = points[(points["source"] == "[Q]") & points["group"].isin(shots)]
+        for row in published.itertuples():
+            of_class = set(measured["model"][measured["class_name"] == row.class_name])
+            style = styles[of_class.pop()] if len(of_class) == 1 else NEUTRAL
+            look: dict[str, Any] = {
+                "color": style.colour,
+                "marker": style.marker,
+                "markersize": 8,
+                "markerfacecolor": "none",
+            }
+            axes.plot(places[row.group], 100 * row.mean, zorder=3, **look)
         axes.set_xticks(range(len(shots)), shots)
         axes.set_xlim(-0.3, len(shots) - 0.7)
         axes.set_xlabel("reference images")
@@ -117,36 +105,30 @@ def metric_by_shots(rows: Rows, column: str, styles: Mapping[str, Style]) -> str
         return _svg(figure)
 
 
-def metric_by_seconds(rows: Rows, column: str, styles: Mapping[str, Style]) -> str | None:
-    """Draw a metric against the time per image; each point bears its number of reference images.
+def metric_by_seconds(cells: pd.DataFrame, metric: str, styles: Mapping[str, Style]) -> str | None:
+    """Draw a metric against the time per image. Labels are numbers of reference images.
 
     Args:
-        rows: Rows by shots.
-        column: The metric.
-        styles: By model.
+        cells: Cells of averages by shots.
+        metric: Column of the metric.
+        styles: Styles by model.
 
     Returns:
         SVG, or ``None`` if no time was measured.
     """
-    points = [
-        (row.model, row.shots + _mark(row, column), row.seconds_per_image, 100 * row.cells[column].mean)
-        for group in rows.values()
-        for row in group
-        if row.seconds_per_image and column in row.cells
-    ]
-    if not points:
+    points = cells[(cells["metric"] == metric) & (cells["seconds_per_image"] > 0)]
+    if points.empty:
         return None
     with rc_context(SETTINGS):
         figure, axes = _figure(2.7)
         for model, style in styles.items():
-            own = [point for point in points if point[0] == model]
-            seconds, values = [point[2] for point in own], [point[3] for point in own]
+            own = points[points["model"] == model]
+            seconds, values = own["seconds_per_image"], 100 * own["mean"]
             axes.plot(seconds, values, color=style.colour, marker=style.marker, linewidth=0.8)
-            for _, text, second, value in own:
-                _annotate(axes, text, second, value)
+            for group, is_comparable, x, y in zip(own["group"], own["is_comparable"], seconds, values, strict=True):
+                _annotate(axes, group if is_comparable else f"{group}†", x, y)
         axes.set_xscale("log")
-        shortest, longest = (extreme(point[2] for point in points) for extreme in (min, max))
-        axes.set_xlim(shortest / 1.6, longest * 1.6)
+        axes.set_xlim(points["seconds_per_image"].min() / 1.6, points["seconds_per_image"].max() * 1.6)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda second, _: f"{second:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -156,31 +138,28 @@ def metric_by_seconds(rows: Rows, column: str, styles: Mapping[str, Style]) -> s
         return _svg(figure)
 
 
-def bars_by_category(rows: Rows, column: str, styles: Mapping[str, Style]) -> str | None:
+def bars_by_category(cells: pd.DataFrame, metric: str, styles: Mapping[str, Style]) -> str | None:
     """Draw an AUROC of each category and model, as the distance from chance.
 
     Args:
-        rows: Rows by category.
-        column: The metric.
-        styles: By model.
+        cells: Cells of averages by category.
+        metric: Column of the AUROC.
+        styles: Styles by model.
 
     Returns:
         SVG, or ``None`` if there are values of fewer than two categories.
     """
-    categories = [category for category, group in rows.items() if any(column in row.cells for row in group)]
-    if len(categories) < 2:  # noqa: PLR2004  # the mean tells it
+    points = cells[(cells["metric"] == metric) & (cells["source"] == "")]
+    categories = [str(group) for group in points["group"].unique().sort_values()]
+    if len(categories) < 2:  # noqa: PLR2004  # the mean has the same value
         return None
-    models = [model for model in styles if any(row.model == model for group in rows.values() for row in group)]
+    models = [model for model in styles if model in set(points["model"])]
     thickness = 0.8 / len(models)
     with rc_context(SETTINGS):
         figure, axes = _figure(0.6 + len(categories) * (0.12 + 0.09 * len(models)))
-        for place, category in enumerate(categories):
-            for row in rows[category]:
-                if not row.source and column in row.cells:
-                    offset = (models.index(row.model) + 0.5) * thickness - 0.4
-                    value = 100 * row.cells[column].mean
-                    colour = styles[row.model].colour
-                    axes.barh(place + offset, value - CHANCE, thickness * 0.9, left=CHANCE, color=colour)
+        for group, model, mean in points[["group", "model", "mean"]].itertuples(index=False):
+            place = categories.index(group) + (models.index(model) + 0.5) * thickness - 0.4
+            axes.barh(place, 100 * mean - CHANCE, thickness * 0.9, left=CHANCE, color=styles[model].colour)
         axes.axvline(CHANCE, color="black", linewidth=0.8)
         axes.set_xlim(right=100)
         axes.set_yticks(range(len(categories)), [_shortened(category) for category in categories])
@@ -191,23 +170,12 @@ def bars_by_category(rows: Rows, column: str, styles: Mapping[str, Style]) -> st
         return _svg(figure)
 
 
-def _mark(row: Row, column: str) -> str:
-    """What marks a number in the tables that cannot be compared with others."""
-    return "" if row.can_be_best(column) else "†"
-
-
 def _annotate(axes: Axes, text: str, x: float, y: float) -> None:
     axes.annotate(text, (x, y), (6, 0), textcoords="offset points", va="center", fontsize=7.5)
 
 
-def _published_style(row: Row, rows: Rows, styles: Mapping[str, Style]) -> Style:
-    """The style of the model that is of the class, if there is but one."""
-    models = {other.model for group in rows.values() for other in group if other.class_name == row.class_name}
-    own = [style for model, style in styles.items() if model in models]
-    return own[0] if len(own) == 1 else NEUTRAL
-
-
 def _shortened(text: str, length: int = 22) -> str:
+    text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

@@ -1,10 +1,10 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Published figures of APRIL-GAN and of the baselines beside it: constants, to stand next to measured ones.
+"""Published figures of APRIL-GAN and of the baselines, as constants.
 
-All of them belong to the authors' protocol. Two kinds of sources: [Q], the paper's tables (arXiv 2305.17382) as third
-parties quote them; [M], the authors' unmodified code with their published adapters as measured by a third party.
+All of them belong to the authors' protocol. There are two kinds of sources: [Q], the paper's tables (arXiv 2305.17382)
+as third parties quote them; [M], measurements of the authors' unmodified code and adapters by a third party.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ class Figure(NamedTuple):
     """A published number.
 
     Attributes:
-        mean: In percent.
-        deviation: Over seeds, in percent; ``None`` where none was published.
+        mean: Mean in percent.
+        deviation: Standard deviation over seeds in percent; ``None`` if it was not published.
     """
 
     mean: float
@@ -26,7 +26,7 @@ class Figure(NamedTuple):
 
 
 Figures = Mapping[str, Figure | None]
-"""Figures by column of the table of results; ``None`` where the number was not found, and not guessed."""
+"""Figures by column of the table of results; ``None`` if the number was not found."""
 
 PUBLISHED_METRICS: Final = (
     "authors_pixel_AUROC",
@@ -41,7 +41,7 @@ PUBLISHED_METRICS: Final = (
 
 
 def _figures(line: str) -> dict[str, Figure | None]:
-    """Read a line of numbers."""
+    """Parse a line of numbers."""
     texts = [text.strip() for text in line.replace("|", "/").split("/")]
     return {
         metric: None if text == "?" else Figure(*map(float, text.split("±")))
@@ -76,7 +76,7 @@ MEAN_FIGURES: Final[Mapping[tuple[str, str, str], Figures]] = {
         ("Patchcore", "Visa", "4"): "96.8 / 43.9 / ? / 84.9 | 85.3 / 84.3 / 87.5",
     }.items()
 }
-"""By model class, data and shots, as the table of results names them: means over all categories, [Q]."""
+"""Means over all categories [Q], by model class, data and shots as in the table of results."""
 
 CATEGORY_FIGURES: Final[Mapping[tuple[str, str, str], Mapping[str, Figures]]] = {
     ("AprilGan", "MVTecAD", "0"): {
@@ -117,4 +117,4 @@ CATEGORY_FIGURES: Final[Mapping[tuple[str, str, str], Mapping[str, Figures]]] = 
         }.items()
     },
 }
-"""By model class, data and shots, then by category, [M], seed 42. Their keys are the categories that means cover."""
+"""Figures of categories [M] with seed 42, by model class, data and shots, then by category."""

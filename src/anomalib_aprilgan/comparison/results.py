@@ -1,20 +1,18 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The table of results: one line per run, written as soon as the run has ended, and read again to go on.
+"""The results of a comparison: one JSON file per run, and a CSV table that is built from these files."""
 
-Each process appends whole lines. At whatever moment it is killed, all lines but the last are whole, and a last one that
-is not is dropped by the next start.
-"""
-
-import csv
-import os
-from collections.abc import Iterable, Mapping
-from io import StringIO
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
+
+from anomalib_aprilgan.comparison.folder import RUNS, TABLE, TRACEBACKS, safe_name, write_file
 
 __all__ = [
     "AUTHORS_METRICS",
@@ -23,15 +21,17 @@ __all__ = [
     "FAILED",
     "KEY",
     "METRICS",
-    "append_row",
-    "drop_torn_line",
-    "read_results",
-    "results_file",
+    "read_runs",
+    "refuse_other_table",
+    "run_file",
+    "traceback_file",
+    "write_run",
+    "write_table",
 ]
 
 KEY: Final = ("model", "data", "category", "shots", "seed")
-"""What tells runs apart: the model's name in the configuration, the datamodule's class, the category, the number of
-reference images (or ``full`` for the whole training split), and the seed."""
+"""Columns that identify a run: the model's name in the configuration, the datamodule's class, the category, the number
+of reference images (or ``full`` for the whole training split), and the seed."""
 
 METRICS: Final = (
     "image_AUROC",
@@ -53,131 +53,188 @@ AUTHORS_METRICS: Final = (
     "authors_pixel_AUPR",
     "authors_pixel_PRO",
 )
-"""The same by the authors' protocol: raw scores and maps, masks resized as theirs, their way to PRO."""
+"""The same metrics by the authors' protocol: raw scores and maps, the authors' resizing of masks, the authors' PRO."""
 
-COLUMNS: Final = (
-    *KEY,
-    "status",
+COUNTS: Final = ("images", "parameters")
+NUMBERS: Final = (
     *METRICS,
     *AUTHORS_METRICS,
-    "images",
+    *COUNTS,
     "fit_seconds",
     "test_seconds",
     "seconds_per_image",
     "peak_memory_mb",
-    "parameters",
+)
+TEXTS: Final = (
     "class_path",
     "device",
     "anomalib_aprilgan",
     "anomalib",
     "torch",
     "open_clip",
-    "git_revision",
     "started",
     "settings",
     "references",
     "error",
 )
+COLUMNS: Final = (*KEY, "status", *NUMBERS, *TEXTS)
+"""Columns of the table. A run file also holds ``arguments``, the JSON text that ``settings`` is the digest of."""
 
 DONE, FAILED = "done", "failed"
 
-NUMBERS = (*METRICS, *AUTHORS_METRICS, *COLUMNS[COLUMNS.index("images") : COLUMNS.index("class_path")])
+
+def run_file(folder: Path, key: Sequence[str], status: str = DONE) -> Path:
+    """Name the file of a run. A failure has a file of its own, so that it never replaces a result."""
+    return folder / RUNS / f"{safe_name(*key)}{'' if status == DONE else f'.{status}'}.json"
 
 
-def results_file(folder: Path, shard: tuple[int, int] | None = None) -> Path:
-    """Name the file that a process writes.
+def traceback_file(folder: Path, key: Sequence[str]) -> Path:
+    """Name the file that holds the traceback of a failed run."""
+    return folder / TRACEBACKS / f"{safe_name(*key)}.txt"
+
+
+def write_run(folder: Path, row: Mapping[str, Any]) -> Path:
+    """Write the file of a run.
 
     Args:
         folder: Folder of the comparison.
-        shard: Number of the shard, counted from 1, and of all shards; ``None``: the grid is not split.
+        row: Values by column, and ``arguments``. Columns may be left out; numbers that are not finite are.
 
     Returns:
-        ``results.csv``, or for a shard for instance ``results-1-of-4.csv``.
-    """
-    return folder / ("results.csv" if shard is None else f"results-{shard[0]}-of-{shard[1]}.csv")
-
-
-def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a row in one write, and see it through to the disk.
-
-    Args:
-        path: The file; it is made, with a heading, if it is not there.
-        row: Values by column; columns that are left out stay empty, line breaks become spaces.
+        The file.
 
     Raises:
-        ValueError: If the row has a column that the table has not.
+        OSError: If it cannot be written.
+        ValueError: If a column is unknown, or there is a file of the same run with other settings.
     """
-    unknown = sorted(set(row) - set(COLUMNS))
+    unknown = sorted(set(row) - {*COLUMNS, "arguments"})
     if unknown:
         msg = f"Expected argument `row` to have columns from {COLUMNS}, but got {unknown}."
         raise ValueError(msg)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        heading = "" if os.fstat(descriptor).st_size else _line(COLUMNS)
-        os.write(descriptor, (heading + _line(row.get(column, "") for column in COLUMNS)).encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    key = [str(row[name]) for name in KEY]
+    for path in (run_file(folder, key), run_file(folder, key, FAILED)):
+        with suppress(FileNotFoundError):
+            if _read_run(folder, path).get("settings") != row.get("settings"):
+                msg = f"{path} holds the same run ({', '.join(key)}) with other settings. Use another folder."
+                raise ValueError(msg)
+    texts = dict(zip(KEY, key, strict=True))
+    values = {name: value for name, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
+    written = write_file(run_file(folder, key, row["status"]), json.dumps(values | texts, indent=1, allow_nan=False))
+    if row["status"] == DONE:
+        run_file(folder, key, FAILED).unlink(missing_ok=True)
+        traceback_file(folder, key).unlink(missing_ok=True)
+    return written
 
 
-def _line(values: Iterable[object]) -> str:
-    buffer = StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow([" ".join(str(value).splitlines()) for value in values])
-    return buffer.getvalue()
-
-
-def drop_torn_line(path: Path) -> bool:
-    """Drop a last line that was never finished, so that the next row starts on a line of its own.
-
-    Args:
-        path: The file; nothing happens if it is not there.
-
-    Returns:
-        Whether there was one.
-    """
-    content = path.read_bytes() if path.exists() else b""
-    end = content.rfind(b"\n") + 1
-    if end == len(content):
-        return False
-    os.truncate(path, end)
-    return True
-
-
-def read_results(folder: Path) -> pd.DataFrame:
-    """Read the rows of all processes that wrote to a folder.
+def read_runs(folder: Path) -> pd.DataFrame:
+    """Read all run files of a folder.
 
     Args:
         folder: Folder of the comparison.
 
     Returns:
-        One row per run, in the order of their first rows: the latest that is done, else the latest. Keys and texts are
-        strings, numbers are floats, NaN where there is none.
+        One row per run, by time of their start: the one that is done if there is one, else the one that failed. It has
+        the columns of the table and ``arguments``. Texts, keys included, are strings, numbers are floats, NaN if
+        missing.
 
     Raises:
-        ValueError: If a file is no table of results.
+        ValueError: If a file is damaged, or is not the file of a run.
     """
-    rows: list[dict[str, str]] = []
-    for path in sorted(folder.glob("results*.csv")):
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line break is torn
-        if not lines:
+    paths = [path for path in sorted((folder / RUNS).glob("*.json")) if not path.name.startswith(".")]
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    for path in paths:
+        try:
+            row = _read_run(folder, path)
+        except FileNotFoundError:  # a failed run that another process has just repeated
             continue
-        if tuple(next(csv.reader(lines[:1]))) != COLUMNS:
-            msg = (
-                f"Expected {path} to be a table of results with the columns {', '.join(COLUMNS)}, but its heading is "
-                f"{lines[0]!r}. Move it elsewhere; it may be of another version."
-            )
-            raise ValueError(msg)
-        rows += [
-            dict(zip(COLUMNS, values, strict=True)) for values in csv.reader(lines[1:]) if len(values) == len(COLUMNS)
-        ]
-    latest: dict[tuple[str, ...], dict[str, str]] = {}
-    for row in sorted(rows, key=lambda row: row["started"]):
         key = tuple(row[name] for name in KEY)
-        if row["status"] == DONE or latest.get(key, row)["status"] != DONE:
-            latest[key] = row
-    order = dict.fromkeys(tuple(row[name] for name in KEY) for row in rows)
-    table = pd.DataFrame([latest[key] for key in order], columns=list(COLUMNS), dtype=object)
+        if row["status"] == DONE or key not in rows:
+            rows[key] = row
+    in_order = sorted(rows.values(), key=lambda row: (row.get("started", ""), *(row[name] for name in KEY)))
+    table = pd.DataFrame(in_order, columns=[*COLUMNS, "arguments"], dtype=object)
+    texts = [*KEY, "status", *TEXTS, "arguments"]
+    table[texts] = table[texts].fillna("").astype(object)
     for column in NUMBERS:
-        table[column] = pd.to_numeric(table[column], errors="coerce")
+        table[column] = pd.to_numeric(table[column]).astype(float)
     return table
+
+
+def _read_run(folder: Path, path: Path) -> dict[str, Any]:
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+        problem = _problem_of(row)
+    except (ValueError, RecursionError) as error:
+        row, problem = {}, f"it is damaged ({error})"
+    if not problem and run_file(folder, [row[name] for name in KEY], row["status"]).name != path.name:
+        problem = "its name does not belong to its content"
+    if problem:
+        msg = (
+            f"Expected {path} to be the file of a run, but {problem}. Delete it to repeat the run, or move it "
+            "elsewhere if it comes from another program or version."
+        )
+        raise ValueError(msg)
+    return row
+
+
+def _problem_of(row: object) -> str:
+    """Say why a value is not a run; empty if it is one."""
+    if not isinstance(row, dict):
+        return "it holds no JSON object"
+    missing = sorted({*KEY, "status"} - set(row))
+    unknown = sorted(set(row) - {*COLUMNS, "arguments"})
+    if missing or unknown:
+        return f"it lacks {missing}" if missing else f"it holds {unknown}"
+    wrong = [
+        name
+        for name, value in row.items()
+        if not (
+            isinstance(value, (int, float)) and not isinstance(value, bool)
+            if name in NUMBERS
+            else isinstance(value, str)
+        )
+    ]
+    if wrong:
+        return f"it holds values of wrong types in {wrong}"
+    return "" if row["status"] in {DONE, FAILED} else f"its status is {row['status']!r}"
+
+
+def write_table(folder: Path, runs: pd.DataFrame) -> Path:
+    """Write ``results.csv``.
+
+    Line breaks in texts become blanks, and texts that a spreadsheet would run as a formula get an apostrophe in front.
+
+    Args:
+        folder: Folder of the comparison.
+        runs: What :func:`read_runs` returns.
+
+    Returns:
+        The table.
+
+    Raises:
+        OSError: If it cannot be written.
+        ValueError: If there is a ``results.csv`` of something else.
+    """
+    refuse_other_table(folder)
+    texts = {name: runs[name].map(_as_cell) for name in ("model", "data", "category", *TEXTS)}
+    table = runs[list(COLUMNS)].assign(**texts, **{name: runs[name].astype("Int64") for name in COUNTS})
+    return write_file(folder / TABLE, table.to_csv(index=False, lineterminator="\n"))
+
+
+def refuse_other_table(folder: Path) -> None:
+    """Raise a ``ValueError`` if the folder has a ``results.csv`` that is not the table of a comparison."""
+    path, expected = folder / TABLE, ",".join(KEY)
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        heading = file.readline().decode("utf-8", "replace").strip()
+    if not heading.startswith(expected):
+        msg = (
+            f"Expected {path} to be the table of a comparison, with a heading that starts with {expected!r}, but it is "
+            f"{heading[:80]!r}. Move it elsewhere, or use another folder; the table is written anew."
+        )
+        raise ValueError(msg)
+
+
+def _as_cell(text: str) -> str:
+    line = " ".join(text.splitlines())
+    return f"'{line}" if line.lstrip().startswith(("=", "+", "-", "@")) else line

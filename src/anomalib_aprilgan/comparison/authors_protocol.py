@@ -1,10 +1,10 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The authors' way to their numbers, beside anomalib's: what a run on the real data can be set against.
+"""The paper's metrics as the authors compute them, to compare runs with published figures.
 
-It differs in three points. Scores and maps are taken as the model gives them, before post-processing. Masks are resized
-bilinear and cut at one half. And PRO is not the exact area below the curve (:class:`AuthorsPRO`).
+Their protocol differs from anomalib's in three points. Scores and maps are used before post-processing. Masks are
+resized bilinearly and cut at 0.5. PRO is not the exact area below the curve (:class:`AuthorsPRO`).
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ FALSE_POSITIVE_LIMIT = 0.3
 
 
 class _AuthorsPRO(Metric):
-    """What :class:`AuthorsPRO` computes, from tensors."""
+    """The computation of :class:`AuthorsPRO`, on tensors."""
 
     higher_is_better = True
     full_state_update = False
@@ -44,7 +44,7 @@ class _AuthorsPRO(Metric):
         self.add_state("masks", default=[], dist_reduce_fx="cat")
 
     def update(self, maps: Tensor, masks: Tensor) -> None:
-        """Take a batch.
+        """Add a batch.
 
         Args:
             maps: Anomaly maps of any range, shape ``(N, H, W)`` or ``(N, 1, H, W)``.
@@ -54,7 +54,7 @@ class _AuthorsPRO(Metric):
         self.masks.append(masks.reshape(-1, *masks.shape[-2:]))
 
     def compute(self) -> Tensor:
-        """Return PRO in [0, 1]; NaN if there is no region to find, or nothing beside the regions."""
+        """Return PRO in [0, 1]; NaN if there are no anomalous regions, or no normal pixels."""
         extremes = [torch.stack(maps.aminmax()) for maps, _ in self._batches()]
         smallest, largest = (float(getattr(torch.stack(extremes), end)()) for end in ("min", "max"))
         thresholds = smallest + (largest - smallest) / STEPS * torch.arange(STEPS, dtype=torch.float64)
@@ -71,19 +71,19 @@ class _AuthorsPRO(Metric):
         kept = false_positive_rate < FALSE_POSITIVE_LIMIT
         rate, overlap = false_positive_rate[kept].flip(0), overlap[kept].flip(0)
         extent = rate[-1] - rate[0]
-        # Theirs divides by 0 where no kept threshold lets more false positives through than another.
+        # The authors' code divides by 0 if all kept thresholds have the same false-positive rate.
         return torch.trapezoid(overlap, (rate - rate[0]) / extent) if extent > 0 else overlap.max()
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches as they came, or, gathered from several processes, all at once; on the CPU."""
+        """Return the batches, or one batch if they were gathered from several processes; on the CPU."""
         maps, masks = (state if isinstance(state, list) else [state] for state in (self.maps, self.masks))
         return ((one.cpu(), other.cpu()) for one, other in zip(maps, masks, strict=True))
 
 
 def _pixels_above(maps: Tensor, masks: Tensor, thresholds: Tensor) -> Tensor:
-    """Count pixels, outside all regions (row 0) and in each of them: all, and those above each threshold."""
+    """Count pixels outside all regions (row 0) and in each region: all pixels, then the pixels above each threshold."""
     regions = connected_components_cpu(masks[:, None].float())[:, 0].long()
-    level = torch.bucketize(maps.double(), thresholds)  # a pixel is above as many thresholds as are smaller than it
+    level = torch.bucketize(maps.double(), thresholds)  # number of thresholds below the pixel's value
     rows, columns = int(regions.max()) + 1, len(thresholds) + 1
     histogram = torch.bincount((regions * columns + level).flatten(), minlength=rows * columns).reshape(rows, columns)
     return histogram.flip(1).cumsum(1).flip(1).double()
@@ -92,30 +92,31 @@ def _pixels_above(maps: Tensor, masks: Tensor, thresholds: Tensor) -> Tensor:
 class AuthorsPRO(AnomalibMetric, _AuthorsPRO):  # type: ignore[misc]  # as anomalib's own metrics
     """PRO as the authors compute it, for anomalib's evaluator.
 
-    200 equal steps lead from the smallest to the largest map value of the whole set. At each, the part of every
-    connected region (8 neighbours) that lies above it is averaged over all regions. Steps with a false-positive rate
-    below 0.3 are kept; their rates are rescaled by their own minimum and maximum to [0, 1], and the overlap is
-    integrated over them. With a map that saturates, that is far from the exact area that anomalib's AUPRO computes.
+    There are 200 thresholds at equal steps from the smallest to the largest map value of the whole set. At each
+    threshold, the overlap is the fraction of a connected region (8 neighbours) above it, averaged over all regions.
+    Thresholds with a false-positive rate below 0.3 are kept; their rates are rescaled by their own minimum and maximum
+    to [0, 1], and the overlap is integrated over them. For maps that saturate, the result is far from the exact area
+    that anomalib's AUPRO computes.
 
-    It depends on the maps' values, not on their order alone: raw maps belong into it.
+    The result depends on the values of the maps, not only on their order, so raw maps must be passed.
 
     Args:
         fields: Names of the batch's maps and masks.
-        prefix: Put before its name.
-        strict: Raise an error where a batch has no masks.
+        prefix: Prefix of the metric's name.
+        strict: Raise an error if a batch has no masks.
     """
 
 
 def authors_masks(batch: Batch[Any], size: int) -> Tensor | None:
-    """Read a batch's masks anew and resize them as the authors do: bilinear, cut at one half.
+    """Read the masks of a batch from their files and resize them as the authors do: bilinearly, cut at 0.5.
 
     Args:
-        batch: Images with labels and paths of masks.
+        batch: A batch with labels and paths of masks.
         size: Height and width of the maps in pixels.
 
     Returns:
-        Shape ``(N, size, size)``, 0 or 1. ``None`` if the batch has no masks. Where they are kept otherwise than in one
-        file for each abnormal image, those of the batch, which the model's own transform has resized.
+        Masks of shape ``(N, size, size)``, 0 or 1. ``None`` if the batch has no masks. If the masks are not stored in
+        one file per anomalous image, the masks of the batch, which the model's own transform has resized.
     """
     if batch.gt_mask is None:
         return None
@@ -130,9 +131,9 @@ def authors_masks(batch: Batch[Any], size: int) -> Tensor | None:
 
 
 class AuthorsProtocol(Callback):
-    """Computes the paper's seven metrics by the authors' protocol, in the same pass as anomalib's.
+    """Computes the paper's seven metrics by the authors' protocol, in the same pass as anomalib's metrics.
 
-    A callback of the engine sees each batch before the model's own callbacks do, thus before post-processing.
+    A callback of the engine gets each batch before the model's own callbacks, so before post-processing.
     """
 
     def __init__(self) -> None:
@@ -147,12 +148,12 @@ class AuthorsProtocol(Callback):
 
     @property
     def values(self) -> dict[str, float]:
-        """The metrics by name, those that could be computed."""
+        """Metrics by name; metrics without values are left out."""
         computed = {metric.name.replace("AuthorsPRO", "PRO"): metric.compute() for metric in self._metrics}
         return {name: float(value) for name, value in computed.items() if value is not None}
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Reset the metrics."""
         del trainer, pl_module
         for metric in self._metrics:
             metric.reset()
@@ -166,7 +167,7 @@ class AuthorsProtocol(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take a batch's raw scores and maps."""
+        """Add the raw scores and maps of a batch."""
         del trainer, pl_module, outputs, batch_idx, dataloader_idx
         maps = batch.anomaly_map
         raw = SimpleNamespace(
