@@ -7,35 +7,22 @@ import anomalib_aprilgan
 
 PACKAGE = Path(anomalib_aprilgan.__file__).parent
 
-LAYERS = [
-    {"cli"},
-    {"demo.demonstration", "demo.pretraining", "comparison.compare"},
-    {"demo.experiment", "demo.page", "demo.pairs", "comparison.job"},
-    {"comparison.callbacks", "comparison.environment", "comparison.authors_protocol"},
-    {"comparison.grid"},
-    # The report knows the table of results alone.
-    {"comparison.report"},
-    {"comparison.summaries", "comparison.gallery", "comparison.plots"},
-    {"comparison.tables"},
-    {"comparison.results", "comparison.published_figures"},
-    {"comparison.folder"},
-    {"lightning_model", "quiet_engine"},
-    {"export", "products"},
-    {"quantization", "preparation"},
-    {"post_processing", "pre_processing", "references", "seeding", "datamodule", "checkpoint_io"},
-    {"auxiliary_dataset"},
-    {"torch_model"},
-    {"published"},
-    {"clip", "adapters", "memory_bank", "scoring", "losses", "prompts"},
-    {"towers"},
-    {"weight_files", "embedded", "resizing", "quiet"},
-    {"double_single"},
-    # The generator of pictures knows nothing of the method.
-    {"demo.findings", "demo.sample_data"},
-    {"demo.scenes"},
-    {"demo.defects", "demo.photographs", "demo.inventions"},
-    {"demo.surfaces", "demo.objects"},
-    {"demo.canvas"},
+LAYOUT = """
+cli
+pretraining
+demo | comparison
+lightning_model
+datamodule | export
+integration
+torch_model
+method
+files
+"""
+"""From top to bottom. A name is a module, or a folder with all that is in it. A module may import modules of lower
+lines, and those of its own line up to the next bar: what a bar separates must not import each other."""
+
+BOXES = [
+    (depth, frozenset(box.split())) for depth, line in enumerate(LAYOUT.strip().splitlines()) for box in line.split("|")
 ]
 
 WITHOUT_MODELS = ("demo.drawing.scenes", "demo.sample_data", "pretraining.drawn_files", "comparison.report")

@@ -31,7 +31,7 @@ from anomalib_aprilgan.comparison.environment import check_environment
 from anomalib_aprilgan.comparison.folder import prepare_folder, safe_name, write_file
 from anomalib_aprilgan.comparison.grid import make_grid, shard_of
 from anomalib_aprilgan.comparison.results import COLUMNS, METRICS, read_runs, write_run
-from anomalib_aprilgan.towers import runs_batch_first
+from anomalib_aprilgan.method.towers import runs_batch_first
 
 APRILGAN = {"class_path": "AprilGan", "init_args": {"backbone": "ViT-demo"}}
 PATCHCORE = {

@@ -25,11 +25,17 @@ from anomalib_aprilgan.method.towers import build_towers, tokenizer_of
 
 
 def test_arguments_that_are_given_are_used_and_only_the_others_get_defaults() -> None:
-    assert Architecture.of(BACKBONE) == Architecture(BACKBONE, TAG, IMAGE_SIZE, LAYERS, REFERENCE_LAYERS, False)
-    given = Architecture.of(BACKBONE, None, 64, (1, 8), (3,), True)
-    assert given == Architecture(BACKBONE, None, 64, (1, 8), (3,), True)
-    assert Architecture.of() == Architecture("ViT-L-14-336", "openai", 518, (6, 12, 18, 24), (6, 12, 18, 24), False)
-    assert Architecture.of("ViT-B-16") == Architecture("ViT-B-16", "openai", 224, (3, 6, 9, 12), (3, 6, 9, 12), False)
+    assert Architecture.of(BACKBONE) == Architecture(
+        BACKBONE, TAG, IMAGE_SIZE, LAYERS, REFERENCE_LAYERS, quick_gelu=False
+    )
+    given = Architecture.of(BACKBONE, None, 64, (1, 8), (3,), quick_gelu=True)
+    assert given == Architecture(BACKBONE, None, 64, (1, 8), (3,), quick_gelu=True)
+    assert Architecture.of() == Architecture(
+        "ViT-L-14-336", "openai", 518, (6, 12, 18, 24), (6, 12, 18, 24), quick_gelu=False
+    )
+    assert Architecture.of("ViT-B-16") == Architecture(
+        "ViT-B-16", "openai", 224, (3, 6, 9, 12), (3, 6, 9, 12), quick_gelu=False
+    )
 
 
 def test_a_value_that_is_another_backbones_default_is_used_too() -> None:

@@ -26,6 +26,7 @@ from anomalib.models import Padim
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from lightning import seed_everything
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import Compose, Normalize, RandomErasing, Resize
 
@@ -391,7 +392,7 @@ def test_a_custom_pre_processor_is_restored_or_asked_for(
     for lost in (OwnPreProcessor(transform), PreProcessor(Compose([Resize((64, 64)), RandomErasing(p=0.0)]))):
         runner = engine()
         runner.fit(make(pre_processor=lost), datamodule=data(sample_root))
-        with pytest.raises(ValueError, match="pre-processor .* a checkpoint cannot hold. Pass it as `pre_processor`"):
+        with pytest.raises(ValueError, match=r"pre-processor .* a checkpoint cannot hold. Pass it as `pre_processor`"):
             load(str(runner.best_model_path))
         assert load(str(runner.best_model_path), pre_processor=lost).pre_processor is lost
 
@@ -462,8 +463,6 @@ def test_images_are_resized_once_to_the_size_of_the_checkpoint(
 
 def write_large(sample_root: Path, folder: Path) -> Path:
     """Copy the category gravel with images of 200 px."""
-    from PIL import Image  # noqa: PLC0415
-
     root = folder / "large"
     shutil.copytree(sample_root / "gravel", root / "gravel")
     for path in root.rglob("*.png"):

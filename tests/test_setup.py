@@ -140,7 +140,7 @@ def test_there_must_be_something_to_draw_from() -> None:
     for current in (NEW, TRAINED, CHECKPOINT):
         with pytest.raises(RuntimeError, match=r"k_shot=4 asks for 4 reference images, but the model holds [02]"):
             decide(A(k_shot=4), current, None)
-    with pytest.raises(ValueError, match="k_shot=7.*there are 6"):
+    with pytest.raises(ValueError, match=r"k_shot=7.*there are 6"):
         decide(A(k_shot=7), NEW, GRAVEL)
 
 

@@ -46,7 +46,7 @@ __all__ = ["AprilGan"]
 logger = logging.getLogger(__name__)
 
 
-class AprilGan(Exportable, AnomalibModule):
+class AprilGan(Exportable, AnomalibModule):  # type: ignore[misc]  # to_onnx is anomalib's, unlike Lightning's
     """APRIL-GAN: zero- and few-shot anomaly detection with a frozen CLIP (arXiv 2305.17382).
 
     With adapters it is a zero-shot model, or with ``k_shot`` a few-shot one: ``Engine.test`` and ``Engine.predict``
@@ -152,7 +152,7 @@ class AprilGan(Exportable, AnomalibModule):
         made = cast("AprilGanModel | None", self._modules.get("model"))
         model = self._blueprint.make(saved, made, adapter)
         if model is not made:
-            self.model = model.to(device=self.device, dtype=self.dtype)
+            self.model = model.to(device=self.device, dtype=cast("torch.dtype", self.dtype))
         if isinstance(self.pre_processor, AprilGanPreProcessor) and "pre_processor" not in self._given_components:
             self.pre_processor.resize_to(model.image_size)
 
@@ -299,8 +299,8 @@ class AprilGan(Exportable, AnomalibModule):
         if stage == TrainerFn.VALIDATING and isinstance(datamodule, AuxiliaryDataModule) and self.adapter is not None:
             msg = (
                 f"Expected argument `adapter` to be None for an AuxiliaryDataModule, whose images train adapters, but "
-                f"got {self.adapter!r}. Pass adapter=None to train. To test adapters, or to collect thresholds, use the "
-                "datamodule of your own images."
+                f"got {self.adapter!r}. Pass adapter=None to train. To test adapters or to collect thresholds, use "
+                "the datamodule of your own images."
             )
             raise ValueError(msg)
         if stage == TrainerFn.VALIDATING and runs.lacks_validation_split(datamodule):
@@ -315,8 +315,7 @@ class AprilGan(Exportable, AnomalibModule):
         datamodule = runs.datamodule_of(self.trainer)
         if isinstance(datamodule, AuxiliaryDataModule):
             seen = datamodule.trained_on
-            if datamodule.validation is not None:
-                preparation.warn_of_overlap(seen, runs.describe(datamodule.validation))
+            preparation.warn_of_overlap(seen, runs.describe(datamodule.validation))
         else:
             seen = () if datamodule is None else (str(runs.describe(datamodule)),)
             logger.warning(

@@ -21,7 +21,7 @@ from PIL import Image
 from anomalib_aprilgan.comparison.folder import safe_name, write_file
 from anomalib_aprilgan.comparison.grid import Run
 from anomalib_aprilgan.comparison.results import KEY
-from anomalib_aprilgan.references import draw, normal_training_files
+from anomalib_aprilgan.integration.references import draw, normal_training_files
 
 __all__ = ["ExampleWriter", "References", "Stopwatch"]
 

@@ -29,6 +29,8 @@ from anomalib_aprilgan.comparison.environment import describe_environment, peak_
 from anomalib_aprilgan.comparison.folder import EXAMPLES, UNFINISHED, write_file
 from anomalib_aprilgan.comparison.grid import Run, make_datamodule, make_model
 from anomalib_aprilgan.comparison.results import DONE, FAILED, KEY, METRICS, traceback_file, write_run
+from anomalib_aprilgan.integration.quiet import quietly
+from anomalib_aprilgan.integration.quiet_engine import quiet_engine
 from anomalib_aprilgan.lightning_model import AprilGan
 
 __all__ = ["ComparisonJob", "ComparisonJobs", "ComparisonOptions", "RunNotSavedError"]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from anomalib.data import AnomalibDataModule
@@ -97,7 +97,7 @@ class Exportable(ExportMixin):
             path = ExportMixin.to_torch(deployed, unfinished, model_file_name)
         return _folder(export_root, ExportType.TORCH) / path.name
 
-    def to_onnx(  # type: ignore[override]  # anomalib's, which is unlike Lightning's
+    def to_onnx(
         self,
         export_root: Path | str,
         model_file_name: str = "model",
@@ -209,7 +209,7 @@ class Exportable(ExportMixin):
         self.ensure_prepared(datamodule)
         if self.model.class_name == ANY_CLASS:
             logger.warning("The model is exported for the class %r. Pass `class_name` to tell what it is.", ANY_CLASS)
-        deployed = copy_without_text(self, self.model.clip)
+        deployed = cast("Exportable", copy_without_text(cast("nn.Module", self), self.model.clip))
         deployed.evaluator = None
         return deployed
 

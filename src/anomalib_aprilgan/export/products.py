@@ -124,7 +124,9 @@ class CalibratedModel(Protocol):
 
     model: AprilGanModel
     post_processor: nn.Module | None
-    ensure_adapters: Callable[[], None]
+
+    def ensure_adapters(self) -> None:
+        """Load the adapters that the arguments ask for, if they are not in use."""
 
 
 def take_up(model: CalibratedModel, product: Product) -> None:

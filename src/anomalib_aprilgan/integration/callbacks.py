@@ -31,7 +31,8 @@ def model_callbacks(model: AnomalibModule, components: list[Callback]) -> list[C
         components: Its components that are callbacks.
     """
     direct = [one for one in components if not isinstance(one, AprilGanPreProcessor | AprilGanPostProcessor)]
-    idle = [PreProcessor(), PostProcessor(enable_normalization=False, enable_thresholding=False), Evaluator()]
+    post_processor = PostProcessor(enable_normalization=False, enable_thresholding=False)
+    idle: list[Callback] = [PreProcessor(), post_processor, Evaluator()]
     present = {type(one) for one in direct}
     return [ModelCallback(model), *direct, *(one for one in idle if type(one) not in present)]
 

@@ -93,7 +93,7 @@ class AprilGanPreProcessor(PreProcessor):
 
     @property
     def _has_default_transform(self) -> bool:
-        parts = getattr(self.transform, "transforms", ())
+        parts: list[Any] = list(getattr(self.transform, "transforms", ()))
         if [type(part) for part in parts] != [EightBitResize, Normalize]:
             return False
         resize, normalize = parts

@@ -58,13 +58,8 @@ def prepare(module: Preparable, datamodule: AnomalibDataModule | None = None) ->
         arguments = replace(arguments, adapter=None)
     with model.state.locked():
         current = model.state.record
-        may_draw = arguments.k_shot != current.references.k_shot or current.references.origin in {
-            "default",
-            "datamodule",
-        }
-        needs_files = bool(arguments.k_shot) and arguments.few_shot_source is None and may_draw
-        data = runs.describe(datamodule, with_files=needs_files)
-        wanted = resolve(arguments, current, data, runs.seed_of(trainer), model.backbone, files_in_source)
+        data = runs.describe(datamodule, with_files=_may_draw_from_datamodule(arguments, current.references))
+        wanted = resolve(arguments, current, data, runs.seed_of(trainer), model.backbone, _list_images)
         if wanted == current and data is None:
             return
         _warn_of_other_category(arguments, current, data)
@@ -72,8 +67,7 @@ def prepare(module: Preparable, datamodule: AnomalibDataModule | None = None) ->
             reset_calibration(module)
         if model.method.projection == "adapters" and not (wanted.adapter or model.trained_on):
             logger.warning("The adapters are untrained. Pass `adapter` or a checkpoint, or train them first.")
-        if data is not None:
-            warn_of_overlap(model.trained_on, data)
+        warn_of_overlap(model.trained_on, data)
 
 
 def apply(model: AprilGanModel, wanted: Setup, read: Callable[[Sequence[str]], Tensor]) -> bool:
@@ -152,15 +146,25 @@ def reset_calibration(module: Preparable) -> None:
     module.model.reset_calibration()
 
 
+def _may_draw_from_datamodule(arguments: Arguments, references: References) -> bool:
+    """Whether the normal images of a datamodule may be needed; to list them, it must be set up."""
+    are_missing = arguments.k_shot != references.k_shot or references.origin in {"default", "datamodule"}
+    return bool(arguments.k_shot) and arguments.few_shot_source is None and are_missing
+
+
+def _list_images(source: str) -> list[str]:
+    return [str(file) for file in files_in_source(source)]
+
+
 def _read(files: Sequence[str], pre_processor: nn.Module | None) -> Tensor:
     """Read reference images as the tested images are read, shape ``(K, 3, image_size, image_size)``."""
     transform: Any = getattr(pre_processor, "transform", None) or nn.Identity()
     return read_references(map(Path, files), transform)
 
 
-def warn_of_overlap(trained_on: Sequence[str], data: Data) -> None:
-    """Warn if adapters were trained on the data that they are tested on."""
-    shared = overlap(trained_on, data)
+def warn_of_overlap(trained_on: Sequence[str], data: Data | None) -> None:
+    """Warn if adapters were trained on the data that they are tested on, if anything is known of these."""
+    shared = overlap(trained_on, data) if data is not None else ()
     if shared:
         logger.warning(
             "The adapters were trained on %s and are tested on %s: the results say nothing about unseen data. Pass "

@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from anomalib.data import AnomalibDataModule
@@ -14,6 +15,8 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 __all__ = ["check_image_files", "draw", "files_in_source", "normal_training_files", "read_references"]
+
+File = TypeVar("File", str, Path)
 
 DEEP_MODES = ("I", "F")
 """PIL's modes of more than 8 bits begin with one of these; converted to RGB, they would turn white."""
@@ -90,7 +93,7 @@ def normal_training_files(datamodule: AnomalibDataModule) -> list[Path]:
     return [Path(path) for path in samples.image_path]
 
 
-def draw(files: Sequence[Path], k_shot: int, seed: int) -> list[Path]:
+def draw(files: Sequence[File], k_shot: int, seed: int) -> list[File]:
     """Draw reference images without replacement.
 
     The draw depends on the seed alone, and a larger ``k_shot`` adds to a smaller one's images.

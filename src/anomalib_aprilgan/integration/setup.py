@@ -149,11 +149,9 @@ def _references(
     if is_as_asked and (k_shot is None or current.origin not in {"default", "datamodule"}):
         return current
     if source is not None and k_shot is not None:
-        files = tuple(map(str, draw(list_images(source), k_shot, seed)))
-        return References(files, k_shot, source, seed, "argument")
+        return References(tuple(draw(list_images(source), k_shot, seed)), k_shot, source, seed, "argument")
     if data is not None and k_shot is not None:
-        files = draw(data.normal_files, k_shot, seed)
-        return References(tuple(files), k_shot, str(data), seed, "datamodule")
+        return References(tuple(draw(data.normal_files, k_shot, seed)), k_shot, str(data), seed, "datamodule")
     if k_shot == current.k_shot:
         return current
     msg = (
