@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from anomalib_aprilgan.method.clip import Clip
+from anomalib_aprilgan.method.clip_weights import resize_positional_embedding
 from anomalib_aprilgan.method.prompts import prompt_ensemble
 from anomalib_aprilgan.method.scoring import average_states
-from anomalib_aprilgan.method.towers import resize_positional_embedding
 
 BACKBONE = "golden-vit"
 SENTENCES = ["a photo of a cable.", "a jpeg corrupted photo of the pipe_fryum without damage.", "", "cable " * 100]
@@ -303,7 +303,7 @@ def test_other_towers_are_refused(backbone):
 
 @pytest.mark.parametrize("vision", [{"attentional_pool": True}, {"pool_type": "none"}])
 def test_other_ways_of_pooling_are_refused(make_clip, make_variant, vision):
-    with pytest.raises(ValueError, match="variant has a ViT with attentional pooling"):
+    with pytest.raises(ValueError, match="variant, which has a ViT with attentional pooling"):
         make_clip(backbone=make_variant(vision=vision), pretrained=None)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from anomalib_aprilgan.method.scoring import (
-    TEMPERATURE,
+    LOGIT_SCALE,
     abnormal_probability,
     average_states,
     image_score,
@@ -42,8 +42,8 @@ def abnormal_share(normal: float, abnormal: float) -> float:
     return 1 / (1 + math.exp(normal - abnormal))
 
 
-def test_temperature_is_the_authors():
-    assert TEMPERATURE == 100
+def test_logit_scale_is_that_of_the_authors():
+    assert LOGIT_SCALE == 100
 
 
 def test_upsample_is_bilinear_with_aligned_corners():

@@ -24,9 +24,8 @@ class StageAdapters(nn.Module):
 
     def __init__(self, num_stages: int, width: int, embed_dim: int) -> None:
         super().__init__()
-        self.fc = nn.ModuleList(
-            nn.Linear(width, embed_dim) for _ in range(num_stages)
-        )  # named as in the authors' files
+        # The authors' files name their layers `fc`, too.
+        self.fc = nn.ModuleList(nn.Linear(width, embed_dim) for _ in range(num_stages))
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -34,10 +33,10 @@ class StageAdapters(nn.Module):
         return [tuple(cast("nn.Linear", adapter).weight.shape) for adapter in self.fc]
 
     def reset_parameters(self, seed: int) -> None:
-        """Draw fresh weights.
+        """Initialise the weights anew, at random.
 
         Args:
-            seed: Seed of the draw; the global random state is neither used nor changed.
+            seed: Seed of the weights; the global random state is neither used nor changed.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -45,13 +44,13 @@ class StageAdapters(nn.Module):
                 cast("nn.Linear", adapter).reset_parameters()
 
     def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """Adapt each stage's tokens.
+        """Map the patch tokens of each stage into the joint space with the adapter of that stage.
 
         Args:
             tokens: Per stage, raw patch tokens of shape ``(N, P, width)``.
 
         Returns:
-            Per stage, tokens of length 1, shape ``(N, P, D)``.
+            Per stage, L2-normalised tokens of shape ``(N, P, D)``.
         """
         return [
             normalize(adapter(stage.to(next(adapter.parameters()).dtype)), dim=-1)
@@ -60,12 +59,12 @@ class StageAdapters(nn.Module):
 
 
 class ClipProjection(nn.Module):
-    """Projects patch tokens with CLIP's own final norm and projection, in place of adapters (for ablation studies).
+    """Maps patch tokens into the joint space with CLIP's final norm and projection instead of adapters.
 
-    It has no weights of its own.
+    It is used in ablation studies and has no weights of its own.
 
     Args:
-        project: CLIP's final norm and projection.
+        project: Function that applies CLIP's final norm and projection, see ``Clip.project``.
     """
 
     def __init__(self, project: Callable[[Tensor], Tensor]) -> None:
@@ -73,12 +72,12 @@ class ClipProjection(nn.Module):
         self._project = project
 
     def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """Project each stage's tokens.
+        """Map the patch tokens of each stage into the joint space.
 
         Args:
             tokens: Per stage, raw patch tokens of shape ``(N, P, width)``.
 
         Returns:
-            Per stage, tokens of length 1, shape ``(N, P, D)``.
+            Per stage, L2-normalised tokens of shape ``(N, P, D)``.
         """
         return [normalize(self._project(stage), dim=-1) for stage in tokens]

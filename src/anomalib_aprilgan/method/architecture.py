@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which CLIP a model is built on, at which image size, and which of its stages are used."""
+"""The CLIP of a model, its image size, and the stages of its image tower that are used; with defaults."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,10 @@ from anomalib_aprilgan.method.towers import native_image_size, number_of_blocks
 __all__ = ["AUTO", "DEFAULT_BACKBONE", "Architecture"]
 
 AUTO = "auto"
-"""Value of `pretrained` that asks for the backbone's own weights."""
+"""Value of `pretrained` that selects the default weights of the backbone."""
 
 DEFAULT_BACKBONE = "ViT-L-14-336"
+"""Backbone of the paper (section 4.1)."""
 PAPER_IMAGE_SIZE = 518
 """Image size of the paper with ViT-L-14-336, in pixels (section 4.1)."""
 
@@ -24,7 +25,7 @@ NUMBER_OF_STAGES = 4
 
 @dataclass(frozen=True)
 class Architecture:
-    """A CLIP and the stages of its image tower that are used.
+    """Describes a CLIP and the stages of its image tower that are used.
 
     Attributes:
         backbone: Name of an open_clip architecture.
@@ -32,7 +33,7 @@ class Architecture:
         image_size: Height and width of the images in pixels.
         layers: Stages that have an adapter, counted from 1.
         reference_layers: Stages that are kept in memory banks.
-        quick_gelu: Whether CLIP runs with QuickGELU.
+        quick_gelu: Whether CLIP uses QuickGELU instead of GELU.
     """
 
     backbone: str
@@ -52,11 +53,11 @@ class Architecture:
         reference_layers: Sequence[int] | None = None,
         quick_gelu: bool = False,
     ) -> "Architecture":
-        """Complete and check the arguments of a model.
+        """Check the arguments of a model and fill in the defaults of the backbone.
 
-        What is left out gets the backbone's own value: for ViT-demo the settings that it was trained with, for
-        ViT-L-14-336 the paper's 518 px, for any other the image size that it was made for. The default stages are four
-        evenly spaced blocks, the last of which is the last block.
+        The default image size is 518 px for ViT-L-14-336 (section 4.1), and otherwise the size that the backbone was
+        made for. The default stages are four evenly spaced blocks; the last one is the last block of the tower.
+        ViT-demo has defaults of its own, see :mod:`anomalib_aprilgan.files.embedded`.
 
         Args:
             backbone: Name of an open_clip architecture.
@@ -64,10 +65,10 @@ class Architecture:
             image_size: Height and width of the images in pixels.
             layers: Stages that get an adapter.
             reference_layers: Stages that are kept in memory banks.
-            quick_gelu: Whether to run CLIP with QuickGELU.
+            quick_gelu: Use QuickGELU instead of GELU.
 
         Raises:
-            ValueError: If an argument is out of its range; the message names it.
+            ValueError: If the backbone or a stage is invalid; the message names the argument.
         """
         is_embedded = backbone == embedded.BACKBONE
         blocks = number_of_blocks(backbone)
@@ -96,12 +97,12 @@ class Architecture:
 
 
 def _evenly_spaced(blocks: int) -> tuple[int, ...]:
-    """Four evenly spaced stages: 6, 12, 18, 24 of 24 blocks."""
+    """Return four evenly spaced stages, for example 6, 12, 18, 24 of 24 blocks."""
     return tuple(sorted({max(1, blocks * number // NUMBER_OF_STAGES) for number in range(1, NUMBER_OF_STAGES + 1)}))
 
 
 def _checked_stages(name: str, stages: Sequence[int], backbone: str, blocks: int) -> tuple[int, ...]:
-    """Check stages: blocks of the tower, each once, in rising order."""
+    """Return the stages as a tuple, after checking that they are distinct blocks of the tower in rising order."""
     is_sequence = isinstance(stages, Sequence) and not isinstance(stages, str) and len(stages) > 0
     if (
         not is_sequence
@@ -109,13 +110,13 @@ def _checked_stages(name: str, stages: Sequence[int], backbone: str, blocks: int
         or list(stages) != sorted(set(stages))
     ):
         msg = (
-            f"Expected argument `{name}` to hold blocks of the image tower, counted from 1, each once and in rising "
-            f"order such as (6, 12, 18, 24), but got {stages!r}."
+            f"Expected argument `{name}` to hold distinct blocks of the image tower, counted from 1 and in rising "
+            f"order, such as (6, 12, 18, 24), but got {stages!r}."
         )
         raise ValueError(msg)
     if max(stages) > blocks:
         msg = (
-            f"Expected argument `{name}` to hold blocks from 1 to {blocks}, the number of blocks of {backbone}, but "
+            f"Expected argument `{name}` to hold blocks from 1 to {blocks}, since {backbone} has {blocks} blocks, but "
             f"got {tuple(stages)}."
         )
         raise ValueError(msg)

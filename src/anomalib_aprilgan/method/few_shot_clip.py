@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A frozen CLIP that is set up for a class: with its text features and, few-shot, its reference images."""
+"""A frozen CLIP with the text features of a class and the memory banks of its reference images."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,16 +21,15 @@ __all__ = ["FewShotClip"]
 
 
 class FewShotClip(nn.Module):
-    """A frozen CLIP with text features of a class and memory banks of reference images.
+    """A frozen CLIP with the text features of a class and the memory banks of reference images.
 
     Args:
-        architecture: The CLIP and the stages that are used.
-        prompts: Which prompts describe a class.
+        architecture: The CLIP and its stages.
+        prompts: ``"ensemble"`` for the prompt ensemble, ``"single"`` for one sentence per state.
 
     Attributes:
-        state: The current setup: text features, memory banks, calibration, and the record of where they came from.
-            Until it is calibrated, the map's maximum is scaled by the smallest and the largest value that a map can
-            have.
+        state: The current setup: text features, memory banks, calibration and setup record. Before calibration, the
+            map's maximum is scaled with the smallest and the largest possible value.
     """
 
     def __init__(self, architecture: Architecture, prompts: Prompts) -> None:
@@ -51,12 +50,12 @@ class FewShotClip(nn.Module):
 
     @property
     def class_name(self) -> str | None:
-        """Class whose text features are in use; ``None`` before one is set."""
+        """Name of the current class; ``None`` before one is set."""
         return self.state.record.class_name
 
     @property
     def text_features(self) -> Tensor:
-        """Normal and abnormal text feature, shape ``(2, D)``, each of length 1."""
+        """L2-normalised normal and abnormal text feature of the current class, shape ``(2, D)``."""
         return self.state.text_features
 
     @property
@@ -66,12 +65,12 @@ class FewShotClip(nn.Module):
 
     @property
     def map_range(self) -> Tensor:
-        """Minimum and maximum that the few-shot map's maximum is scaled by, shape ``(2,)``."""
+        """Minimum and maximum for the min-max scaling of the few-shot map's maximum, shape ``(2,)``."""
         return self.state.map_range
 
     @property
     def reference_files(self) -> tuple[str, ...]:
-        """Paths of the reference images; empty if there are none or if they were given as tensors."""
+        """Paths of the reference images; empty if there are no images or if they were given as tensors."""
         return self.state.record.references.files
 
     @property
@@ -81,7 +80,7 @@ class FewShotClip(nn.Module):
 
     @property
     def is_few_shot(self) -> bool:
-        """Whether the memory banks hold reference images."""
+        """Whether the memory banks contain reference images."""
         return len(self.state.banks[0]) > 0
 
     @property
@@ -91,15 +90,16 @@ class FewShotClip(nn.Module):
 
     @property
     def largest_map_value(self) -> float:
-        """The largest value that an anomaly map can have."""
+        """Largest possible value of an anomaly map."""
         return 1.0
 
     def setup(self, class_name: str | None = None, reference_images: Tensor | None = None) -> None:
-        """Set the class and, few-shot, the reference images. A part that is ``None`` stays as it is.
+        """Set the class, the reference images, or both.
 
         Args:
-            class_name: Name of the object or surface, as it should stand in a sentence.
-            reference_images: Pre-processed normal images of shape ``(K, 3, image_size, image_size)``.
+            class_name: Name of the object or surface, as used in a sentence. ``None`` keeps the present class.
+            reference_images: Pre-processed normal images of shape ``(K, 3, image_size, image_size)``, which replace the
+                present ones. ``None`` keeps the present ones.
 
         Raises:
             ValueError: If the class name is empty or the images have another shape.
@@ -117,14 +117,14 @@ class FewShotClip(nn.Module):
                 self.reset_calibration()
 
     def add_references(self, reference_images: Tensor, files: Sequence[str | Path] = ()) -> bool:
-        """Add reference images. The calibration stays, unless these are the first ones.
+        """Add reference images. The calibration is reset if there were no reference images before.
 
         Args:
             reference_images: Pre-processed normal images of shape ``(K, 3, image_size, image_size)``.
             files: Paths of the images, if known.
 
         Returns:
-            Whether they are the first ones, so that the calibration was reset.
+            Whether the calibration was reset.
 
         Raises:
             ValueError: If the images have another shape.
@@ -138,15 +138,15 @@ class FewShotClip(nn.Module):
         return are_first
 
     def encode_class(self, class_name: str) -> Tensor:
-        """Return the text features of a class, shape ``(2, D)``; each class is encoded once."""
+        """Return the text features of a class, shape ``(2, D)``. They are computed once per class."""
         return self._text.of_class(class_name, self.clip).to(self.text_features)
 
     def encode_classes(self, class_names: Sequence[str]) -> Tensor:
-        """Return the text features of the class of each image of a batch, shape ``(N, 2, D)``."""
+        """Return the text features of ``N`` class names, one per image of a batch, shape ``(N, 2, D)``."""
         return self._text.of_classes(class_names, self.clip).to(self.text_features)
 
     def encode_references(self, images: Tensor) -> list[Tensor]:
-        """Encode reference images one at a time, so that memory holds one image's activations (section 3.3).
+        """Encode reference images one by one, which limits memory to the activations of one image (section 3.3).
 
         Args:
             images: Pre-processed images of shape ``(K, 3, image_size, image_size)``.
@@ -164,11 +164,11 @@ class FewShotClip(nn.Module):
             return [torch.cat([image[layer] for image in tokens]) for layer in self.reference_layers]
 
     def calibrate(self, minimum: float | Tensor, maximum: float | Tensor) -> None:
-        """Set the range that the few-shot map's maximum is scaled by, see :meth:`SetupState.calibrate`."""
+        """Set the range for the scaling of the few-shot map's maximum, see :meth:`SetupState.calibrate`."""
         self.state.calibrate(minimum, maximum)
 
     def reset_calibration(self) -> None:
-        """Scale by the smallest and the largest value that a map can have."""
+        """Set the range to the smallest and the largest possible value of an anomaly map."""
         self.state.calibrate(0.0, self.largest_map_value)
 
     def _check_images(self, name: str, images: Tensor) -> None:
@@ -176,11 +176,13 @@ class FewShotClip(nn.Module):
         if images.ndim != 4 or images.shape[0] == 0 or tuple(images.shape[1:]) != expected:  # noqa: PLR2004
             msg = (
                 f"Expected argument `{name}` to be a tensor of shape (N, {', '.join(map(str, expected))}) with at "
-                f"least one image, but got shape {tuple(images.shape)}. Use the model's pre-processor."
+                f"least one image, but got shape {tuple(images.shape)}. Apply the model's pre-processor first."
             )
             raise ValueError(msg)
 
     def _require_class(self) -> None:
         if self.class_name is None:
-            msg = "No class has been set. Call `setup('bottle')`, with the name of your class, before predicting."
+            msg = (
+                "No class has been set. Call `setup` with the name of your class first, for example `setup('bottle')`."
+            )
             raise RuntimeError(msg)

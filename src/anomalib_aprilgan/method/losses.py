@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the adapters are trained with: focal plus dice loss, summed over the stages (arXiv 2305.17382, section 3.2)."""
+"""Training loss of the adapters: focal plus dice loss, summed over the stages (arXiv 2305.17382, section 3.2)."""
 
 from collections.abc import Iterable
 
@@ -10,14 +10,13 @@ from torch import Tensor
 
 __all__ = ["adapter_loss", "dice_loss", "focal_loss"]
 
-FOCUS = 2.0
-"""Exponent of the focal loss."""
+FOCAL_GAMMA = 2.0
 FOCAL_SMOOTHING = 1e-5
 DICE_SMOOTHING = 1.0
 
 
 def focal_loss(probabilities: Tensor, target: Tensor) -> Tensor:
-    """Focal loss on the maps of both states, without class weights.
+    """Compute the focal loss on the maps of both states, without class weights.
 
     Args:
         probabilities: Softmax maps of shape ``(N, 2, H, W)`` in [0, 1]; channel 1 is the abnormal state.
@@ -28,11 +27,11 @@ def focal_loss(probabilities: Tensor, target: Tensor) -> Tensor:
     """
     states = torch.stack([1 - target, target], dim=1).clamp(FOCAL_SMOOTHING, 1 - FOCAL_SMOOTHING)
     p_true = (states * probabilities).sum(dim=1) + FOCAL_SMOOTHING
-    return -((1 - p_true) ** FOCUS * p_true.log()).mean()
+    return -((1 - p_true) ** FOCAL_GAMMA * p_true.log()).mean()
 
 
 def dice_loss(anomaly_map: Tensor, target: Tensor) -> Tensor:
-    """Dice loss on the abnormal state's map, per image, then averaged.
+    """Compute the dice loss on the map of the abnormal state: the mean over the images.
 
     Args:
         anomaly_map: Probabilities of shape ``(N, H, W)`` in [0, 1].
@@ -48,10 +47,10 @@ def dice_loss(anomaly_map: Tensor, target: Tensor) -> Tensor:
 
 
 def adapter_loss(stages: Iterable[Tensor], target: Tensor) -> Tensor:
-    """Sum focal and dice loss over the stages.
+    """Compute focal plus dice loss, summed over the stages.
 
     Args:
-        stages: Each stage's softmax maps, shape ``(N, 2, H, W)`` in [0, 1].
+        stages: Per stage, softmax maps of shape ``(N, 2, H, W)`` in [0, 1].
         target: Ground truth of shape ``(N, H, W)``, 1 where abnormal, else 0.
 
     Returns:

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A stage's memory bank: the patch tokens of the normal reference images (arXiv 2305.17382, section 3.3)."""
+"""Memory bank of one stage: the patch tokens of the normal reference images (arXiv 2305.17382, section 3.3)."""
 
 from typing import Any
 
@@ -12,20 +12,20 @@ from torch.nn.functional import normalize
 __all__ = ["MemoryBank", "nearest_distances"]
 
 CHUNK = 4096
-"""Number of reference tokens that are compared at once. It bounds the memory that a large bank needs."""
+"""Number of reference tokens that are compared at once; it limits the memory that a large bank needs."""
 
 
 class MemoryBank(nn.Module):
-    """Holds the reference tokens of one stage.
+    """Stores the reference tokens of one stage.
 
-    The tokens are a persistent buffer of variable length: they are saved, moved and restored with the module. A change
-    replaces the tensor and never writes into it, so that whoever reads it has a consistent one.
+    The tokens are a persistent buffer of variable size: they are saved, moved and restored with the module. A change
+    replaces the tensor and never modifies it in place, so other threads always read a consistent tensor.
 
     Args:
         width: Dimensions of a token.
 
     Attributes:
-        tokens: Reference tokens of length 1, shape ``(M, width)``; ``M`` is 0 while the bank is empty.
+        tokens: L2-normalised reference tokens, shape ``(M, width)``; ``M`` is 0 while the bank is empty.
     """
 
     def __init__(self, width: int) -> None:
@@ -37,23 +37,23 @@ class MemoryBank(nn.Module):
         return self.tokens.shape[0]
 
     def clear(self) -> None:
-        """Empty the bank."""
+        """Remove all tokens."""
         self.tokens = self.tokens[:0]
 
     def add(self, tokens: Tensor) -> None:
-        """Add the tokens of reference images.
+        """Normalise the tokens of reference images and append them.
 
         Args:
-            tokens: Raw patch tokens of reference images, shape ``(K, P, width)``.
+            tokens: Raw patch tokens of ``K`` reference images, shape ``(K, P, width)``.
         """
         self.tokens = torch.cat([self.tokens, normalize(tokens.flatten(0, 1).to(self.tokens), dim=-1)])
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Measure cosine distances to the nearest reference token, see :func:`nearest_distances`."""
+        """Compute cosine distances to the nearest reference token, see :func:`nearest_distances`."""
         return nearest_distances(tokens, self.tokens)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
-        # anomalib's DynamicBufferMixin does the same; the method is kept free of anomalib.
+        # As anomalib's DynamicBufferMixin, which cannot be used: this folder does not import anomalib.
         stored = state_dict.get(prefix + "tokens")
         if isinstance(stored, Tensor) and stored.shape[1:] == self.tokens.shape[1:]:
             self.tokens = self.tokens.new_empty(stored.shape)
@@ -61,20 +61,20 @@ class MemoryBank(nn.Module):
 
 
 def nearest_distances(tokens: Tensor, reference_tokens: Tensor) -> Tensor:
-    """Measure cosine distances to the nearest reference token.
+    """Compute the cosine distance of each patch token to its nearest reference token (section 3.3).
 
     Args:
-        tokens: Raw patch tokens of the queried images, shape ``(N, P, width)``.
-        reference_tokens: Reference tokens of length 1, shape ``(M, width)``.
+        tokens: Raw patch tokens of the tested images, shape ``(N, P, width)``.
+        reference_tokens: L2-normalised reference tokens, shape ``(M, width)``.
 
     Returns:
-        ``1 - max cosine similarity`` per patch, shape ``(N, P)`` in [0, 2].
+        ``1 - max cosine similarity`` of each patch, shape ``(N, P)`` in [0, 2].
 
     Raises:
         RuntimeError: If there are no reference tokens.
     """
     if not len(reference_tokens):
-        msg = "The memory bank is empty. Call `setup` with reference images before asking for distances."
+        msg = "The memory bank is empty. Call `setup` with reference images before computing distances."
         raise RuntimeError(msg)
     queries = normalize(tokens.to(reference_tokens.dtype), dim=-1)
     nearest = [(queries @ chunk.T).amax(dim=-1) for chunk in torch.split(reference_tokens, CHUNK)]

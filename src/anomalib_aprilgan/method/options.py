@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Switches for ablation studies: parts of the method that can be changed or left out."""
+"""Options for ablation studies, which change or omit parts of the method."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -14,17 +14,17 @@ Projection = Literal["adapters", "clip"]
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """Parts of the method that an ablation study changes. The defaults are the paper's method.
+    """Options for ablation studies. The defaults are the method of the paper (arXiv 2305.17382).
 
     Args:
-        map_stages: Stages whose zero-shot maps are summed, a subset of ``layers``. ``None``: all of them. With ``()``
-            the anomaly map comes from the memory banks alone.
-        prompts: ``"ensemble"`` (section 3.1), or ``"single"`` for one sentence per state.
-        projection: How patch tokens reach the joint space: ``"adapters"`` (section 3.2), or ``"clip"`` for CLIP's own
-            final norm and projection, without adapters.
+        map_stages: Stages whose zero-shot maps are summed, a subset of ``layers``. ``None`` means all of them. With
+            ``()`` the anomaly map is computed from the memory banks only.
+        prompts: ``"ensemble"`` for the prompt ensemble (section 3.1), ``"single"`` for one sentence per state.
+        projection: Mapping of patch tokens into the joint space: ``"adapters"`` for the linear adapters (section 3.2),
+            ``"clip"`` for CLIP's final norm and projection.
 
     Raises:
-        ValueError: If a value is none of these.
+        ValueError: If an option has another value.
     """
 
     map_stages: tuple[int, ...] | None = None
@@ -54,11 +54,13 @@ class MethodOptions:
             layers: The stages that have an adapter.
 
         Raises:
-            ValueError: If ``map_stages`` is no subset of them.
+            ValueError: If ``map_stages`` is not a subset of ``layers`` or contains a stage twice.
         """
         if self.map_stages is None:
             return layers
         if not set(self.map_stages) <= set(layers) or len(set(self.map_stages)) != len(self.map_stages):
-            msg = f"Expected argument `map_stages` to be a subset of layers={layers}, but got {self.map_stages!r}."
+            msg = (
+                f"Expected argument `map_stages` to be distinct stages of layers={layers}, but got {self.map_stages!r}."
+            )
             raise ValueError(msg)
         return self.map_stages

@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The prompt ensemble: what CLIP's text tower is asked (arXiv 2305.17382, section 3.1).
+"""The prompts: sentences about a class in its normal and its abnormal state (arXiv 2305.17382, section 3.1).
 
-The published adapters were trained with exactly these words in this order.
+The published adapters were trained with exactly these sentences in this order.
 """
 
 from collections.abc import Callable
@@ -68,13 +68,13 @@ TEMPLATES = (
 
 
 def prompt_ensemble(class_name: str) -> tuple[list[str], list[str]]:
-    """Return every sentence about a class in its normal and in its abnormal state.
+    """Return the prompt ensemble of a class: each state phrase in each template.
 
     Args:
-        class_name: Name of the object or surface, used as it is (``metal_nut`` stays ``metal_nut``).
+        class_name: Name of the object or surface. It is used unchanged: ``metal_nut`` stays ``metal_nut``.
 
     Returns:
-        The 7 x 35 sentences about the normal and the 5 x 35 about the abnormal state.
+        7 x 35 sentences about the normal state and 5 x 35 sentences about the abnormal state.
 
     Raises:
         ValueError: If the class name is empty.
@@ -93,13 +93,13 @@ def prompt_ensemble(class_name: str) -> tuple[list[str], list[str]]:
 
 
 def single_prompts(class_name: str) -> tuple[list[str], list[str]]:
-    """Return one sentence per state, to find out what the ensemble is worth.
+    """Return one sentence per state, for ablation studies of the prompt ensemble.
 
     Args:
         class_name: Name of the object or surface.
 
     Returns:
-        One sentence about the normal and one about the abnormal state, both of them sentences of the ensemble.
+        One sentence about the normal state and one about the abnormal state. Both are part of the ensemble.
 
     Raises:
         ValueError: If the class name is empty.
@@ -116,13 +116,13 @@ PROMPTS: dict[str, Callable[[str], tuple[list[str], list[str]]]] = {
     "ensemble": prompt_ensemble,
     "single": single_prompts,
 }
-"""Ways to describe a class in both states, by the name of the models' argument."""
+"""Functions that return the prompts of a class, by the value of the argument ``prompts``."""
 
 
 def _require_name(class_name: object) -> None:
     if not isinstance(class_name, str) or not class_name.strip():
         msg = (
             f"Expected argument `class_name` to be a non-empty name such as 'bottle', but got {class_name!r}. "
-            "Pass class_name='object' if no name fits."
+            "Pass class_name='object' if there is no better name."
         )
         raise ValueError(msg)

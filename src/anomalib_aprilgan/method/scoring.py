@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""From similarities to maps and scores (arXiv 2305.17382, sections 3.1 to 3.3).
+"""Computes anomaly maps and image scores from similarities (arXiv 2305.17382, sections 3.1 to 3.3).
 
 Shapes: ``N`` images, ``P = h * w`` patches in row-major order, ``D`` dimensions of CLIP's joint space, ``H x W``
 pixels. In text features of shape ``(..., 2, D)`` row 0 is the normal and row 1 the abnormal state.
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 __all__ = [
-    "TEMPERATURE",
+    "LOGIT_SCALE",
     "RawPrediction",
     "abnormal_probability",
     "average_states",
@@ -24,12 +24,12 @@ __all__ = [
     "upsample",
 ]
 
-TEMPERATURE = 100.0
-"""CLIP's logit scale, as the authors fix it."""
+LOGIT_SCALE = 100.0
+"""Factor of the cosine similarities before the softmax: CLIP's logit scale, a constant as in the authors' code."""
 
 
 class RawPrediction(NamedTuple):
-    """Zero-shot image scores and anomaly maps, before both are combined into the few-shot image score.
+    """Zero-shot image scores and anomaly maps, from which the few-shot image score is computed.
 
     Attributes:
         probability: Zero-shot image scores, shape ``(N,)`` in [0, 1].
@@ -41,27 +41,27 @@ class RawPrediction(NamedTuple):
 
     @property
     def map_max(self) -> Tensor:
-        """Each map's maximum, shape ``(N,)``."""
+        """Maximum of each anomaly map, shape ``(N,)``."""
         return self.anomaly_map.amax(dim=(-2, -1))
 
 
 def average_states(embeddings: Tensor) -> Tensor:
-    """Average a state's sentence embeddings into one text feature (section 3.1).
+    """Average the sentence embeddings of one state into its text feature (section 3.1).
 
     Args:
-        embeddings: Sentence embeddings of shape ``(S, D)``, of any length.
+        embeddings: Sentence embeddings, not normalised, shape ``(S, D)``.
 
     Returns:
-        Tensor of shape ``(D,)`` and length 1.
+        L2-normalised text feature of shape ``(D,)``. Each sentence has the same weight.
     """
     return normalize(normalize(embeddings, dim=-1).mean(dim=0), dim=-1)
 
 
 def upsample(grid: Tensor, size: int) -> Tensor:
-    """Upsample patch grids to images, bilinear with aligned corners, as the authors do.
+    """Upsample values of patches to pixels, bilinear with aligned corners, like the authors' code.
 
     Args:
-        grid: Tensor of shape ``(N, C, P)`` on a square grid of patches.
+        grid: Values on a square grid of patches, shape ``(N, C, P)``.
         size: Height and width of the images in pixels.
 
     Returns:
@@ -74,47 +74,47 @@ def upsample(grid: Tensor, size: int) -> Tensor:
 
 
 def stage_probabilities(tokens: Tensor, text_features: Tensor, size: int) -> Tensor:
-    """Turn one stage's adapted tokens into maps of both states' probabilities (section 3.2).
+    """Compute the probability maps of both states from the adapted tokens of one stage (section 3.2).
 
-    The logits are upsampled first, the softmax is taken afterwards.
+    The softmax is computed after upsampling.
 
     Args:
-        tokens: Adapted patch tokens of length 1, shape ``(N, P, D)``.
-        text_features: Shape ``(2, D)``, or ``(N, 2, D)`` where each image has its own class.
+        tokens: L2-normalised adapted patch tokens, shape ``(N, P, D)``.
+        text_features: Text features of shape ``(2, D)``, or ``(N, 2, D)`` if each image has its own class.
         size: Height and width of the maps in pixels.
 
     Returns:
-        Tensor of shape ``(N, 2, size, size)`` in [0, 1]; channel 1 is the stage's anomaly map.
+        Tensor of shape ``(N, 2, size, size)`` in [0, 1]; channel 1 is the anomaly map of the stage.
     """
-    logits = TEMPERATURE * tokens @ text_features.mT  # (N, P, 2)
+    logits = LOGIT_SCALE * tokens @ text_features.mT  # (N, P, 2)
     return upsample(logits.mT, size).softmax(dim=1)
 
 
 def abnormal_probability(embedding: Tensor, text_features: Tensor) -> Tensor:
-    """Compare CLIP's own image embedding with the two states (section 3.1). No adapter takes part.
+    """Compute zero-shot image scores from CLIP's image embeddings, without adapters (section 3.1).
 
     Args:
-        embedding: Image embeddings of any length, shape ``(N, D)``.
-        text_features: Shape ``(2, D)``, or ``(N, 2, D)`` where each image has its own class.
+        embedding: Image embeddings, not normalised, shape ``(N, D)``.
+        text_features: Text features of shape ``(2, D)``, or ``(N, 2, D)`` if each image has its own class.
 
     Returns:
-        The zero-shot image score: tensor of shape ``(N,)`` in [0, 1].
+        Probabilities of the abnormal state, shape ``(N,)`` in [0, 1].
     """
-    logits = TEMPERATURE * normalize(embedding, dim=-1)[:, None] @ text_features.mT  # (N, 1, 2)
+    logits = LOGIT_SCALE * normalize(embedding, dim=-1)[:, None] @ text_features.mT  # (N, 1, 2)
     return logits[:, 0].softmax(dim=-1)[:, 1]
 
 
 def image_score(probability: Tensor, map_max: Tensor, map_range: Tensor) -> Tensor:
-    """Combine the zero-shot image score with the anomaly map's maximum (section 3.3).
+    """Compute few-shot image scores: the mean of zero-shot score and scaled map maximum (section 3.3).
 
     Args:
         probability: Zero-shot image scores, shape ``(N,)``.
         map_max: Maxima of the few-shot anomaly maps, shape ``(N,)``.
-        map_range: Minimum and maximum that ``map_max`` is min-max scaled by, shape ``(2,)``.
+        map_range: Minimum and maximum for the min-max scaling of ``map_max``, shape ``(2,)``.
 
     Returns:
-        Tensor of shape ``(N,)``; in [0, 1] where ``map_max`` lies in ``map_range``. If the range is empty, as with a
-        single image, the scaled maximum is 0.
+        Tensor of shape ``(N,)``; in [0, 1] if ``map_max`` lies in ``map_range``. If both bounds are
+        equal, as after calibration with one image, the width of the range is taken as 1.
     """
     minimum, maximum = map_range
     extent = torch.where(maximum > minimum, maximum - minimum, torch.ones_like(maximum))

@@ -1,10 +1,10 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The record of what a model is set up for: its class, its adapters, its reference images, and where each came from.
+"""The setup record of a model: class name, adapters and reference images, each with its origin.
 
-A record is immutable plain data and is compared by value. A model has one record at a time; checkpoints, product files,
-pickles and exported models carry it.
+A record is immutable plain data and is compared by value. A model has one record at a time. Checkpoints, product files,
+pickles and exported models contain it.
 """
 
 from collections.abc import Mapping
@@ -14,24 +14,24 @@ from typing import Any, Literal, get_args
 __all__ = ["Origin", "References", "Setup"]
 
 Origin = Literal["default", "datamodule", "argument", "call", "checkpoint"]
-"""Where a part of a setup came from.
+"""Origin of a part of a setup.
 
-``"default"``: nothing said anything. ``"datamodule"``: the datamodule of a run; another datamodule replaces it.
-``"argument"``: an argument of ``AprilGan``. ``"call"``: a call such as ``model.setup`` or ``switch_to``, or training.
-``"checkpoint"``: a checkpoint. The last three stay, whatever datamodule comes later.
+``"default"``: the default value. ``"datamodule"``: the datamodule of a run; another datamodule replaces the value.
+``"argument"``: an argument of ``AprilGan``. ``"call"``: a method call such as ``model.setup`` or ``switch_to``, or
+training. ``"checkpoint"``: a checkpoint. A datamodule does not replace values of the last three origins.
 """
 
 
 @dataclass(frozen=True)
 class References:
-    """The normal reference images in the memory banks.
+    """Describes the normal reference images in the memory banks.
 
     Attributes:
-        files: Paths of the images; empty if there are none or if they were given as tensors.
-        k_shot: Number of images that were asked for. Images added later are in ``files`` alone.
-        drawn_from: Folder, image or list that they were drawn from, or the datamodule's name and category.
+        files: Paths of the images; empty if there are no images or if they were given as tensors.
+        k_shot: Number of requested images. Images that are added later do not change it.
+        drawn_from: Folder, image or list that the images were drawn from, or name and category of the datamodule.
         seed: Seed of the draw; ``None`` if nothing was drawn.
-        origin: Where they came from.
+        origin: Origin of the images.
     """
 
     files: tuple[str, ...] = ()
@@ -43,13 +43,13 @@ class References:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a model is set up for.
+    """Describes the setup of a model.
 
     Attributes:
         class_name: Name of the object or surface; ``None`` before one is set.
-        class_origin: Where the class name came from.
-        adapter: Tag or path that the adapters were loaded from; ``None`` for fresh or trained ones.
-        adapter_origin: Where the adapters came from.
+        class_origin: Origin of the class name.
+        adapter: Tag or path that the adapters were loaded from; ``None`` for fresh or trained adapters.
+        adapter_origin: Origin of the adapters.
         trained_on: Data sets, or data sets and categories, that the adapters were trained on.
         references: The reference images.
         post_processor: Options of the post-processor by name, for instance its sensitivities.
@@ -73,10 +73,10 @@ class Setup:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Setup":
-        """Restore what :meth:`to_dict` returned.
+        """Make a record from plain data.
 
         Args:
-            fields: The record as plain data. Unknown names are ignored, missing ones get their defaults.
+            fields: Return value of :meth:`to_dict`. Unknown names are ignored, missing ones get their defaults.
 
         Raises:
             TypeError: If a value has the wrong type.
@@ -85,29 +85,30 @@ class Setup:
         known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
         references = dict(known.get("references", {}))
         references = {name: references[name] for name in References.__dataclass_fields__ if name in references}
-        references["files"] = _texts(references.get("files", ()))
-        known |= {"references": References(**references), "trained_on": _texts(known.get("trained_on", ()))}
+        references["files"] = _strings(references.get("files", ()))
+        known |= {"references": References(**references), "trained_on": _strings(known.get("trained_on", ()))}
         known["post_processor"] = dict(known.get("post_processor", {}))
         setup = cls(**known)
         for name, value in (("class_name", setup.class_name), ("adapter", setup.adapter)):
             if value is not None and not isinstance(value, str):
-                msg = f"expected `{name}` to be text, but got {value!r}"
+                msg = f"expected `{name}` to be a string, but got {value!r}"
                 raise TypeError(msg)
         for origin in (setup.class_origin, setup.adapter_origin, setup.references.origin):
             if origin not in get_args(Origin):
-                msg = f"expected one of {', '.join(get_args(Origin))}, but got {origin!r}"
+                msg = f"expected an origin to be one of {', '.join(get_args(Origin))}, but got {origin!r}"
                 raise ValueError(msg)
         return setup
 
     def restored(self) -> "Setup":
-        """Return the record as it applies to a model that was restored from a file.
+        """Return the record for a model that is restored from a file.
 
-        What was set then stays, whatever datamodule comes later. What was only a default may still be replaced.
+        Values that were set get the origin ``"checkpoint"``, so that a datamodule does not replace them. Default values
+        may still be replaced.
         """
         return replace(
             self,
             class_origin=_from_checkpoint(self.class_origin),
-            adapter_origin="checkpoint",  # a file always holds adapters
+            adapter_origin="checkpoint",  # each file contains adapters
             references=replace(self.references, origin=_from_checkpoint(self.references.origin)),
         )
 
@@ -116,8 +117,8 @@ def _from_checkpoint(origin: Origin) -> Origin:
     return "default" if origin == "default" else "checkpoint"
 
 
-def _texts(values: Any) -> tuple[str, ...]:  # noqa: ANN401
+def _strings(values: Any) -> tuple[str, ...]:  # noqa: ANN401
     if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
-        msg = f"expected a list of texts, but got {values!r}"
+        msg = f"expected a list of strings, but got {values!r}"
         raise TypeError(msg)
     return tuple(values)

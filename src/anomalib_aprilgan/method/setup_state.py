@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What changes from class to class: text features, memory banks, calibration, and the record of their origin."""
+"""Current setup of a model as a module: text features, memory banks, calibration, and the setup record."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,12 +19,13 @@ __all__ = ["SetupState", "SetupTensors"]
 
 
 class SetupTensors(NamedTuple):
-    """The tensors that a prediction depends on beside the image. None of them is ever written to.
+    """Tensors of a setup that a prediction uses. They are never modified in place.
 
     Attributes:
         text_features: Normal and abnormal text feature, shape ``(2, D)``.
-        reference_tokens: Per reference stage, the memory bank's tokens, shape ``(M, width)``; ``M`` is 0 zero-shot.
-        map_range: Minimum and maximum that the few-shot map's maximum is scaled by, shape ``(2,)``.
+        reference_tokens: Per reference stage, the tokens of its memory bank, shape ``(M, width)``; ``M`` is 0 without
+            reference images.
+        map_range: Minimum and maximum for the min-max scaling of the few-shot map's maximum, shape ``(2,)``.
     """
 
     text_features: Tensor
@@ -38,10 +39,10 @@ class SetupTensors(NamedTuple):
 
 
 class SetupState(nn.Module):
-    """Holds the current setup of a model: the record, and the tensors that belong to it.
+    """Stores the current setup of a model: the record and its tensors.
 
-    Several threads may use one model. Tensors are replaced and never written into, and always under the lock, so that
-    :meth:`tensors` returns tensors that belong together.
+    Several threads may use one model. Tensors are replaced under a lock and never modified in place, so that
+    :meth:`tensors` always returns tensors of one setup.
 
     Args:
         embed_dim: Dimensions ``D`` of CLIP's joint space.
@@ -49,10 +50,10 @@ class SetupState(nn.Module):
         number_of_banks: Number of reference stages.
 
     Attributes:
-        record: What the model is set up for. It is replaced, never changed.
-        text_features: Normal and abnormal text feature, shape ``(2, D)``, each of length 1.
-        map_range: Minimum and maximum that the few-shot map's maximum is scaled by, shape ``(2,)``.
-        memory_banks: One per reference stage.
+        record: Immutable record of the setup.
+        text_features: L2-normalised normal and abnormal text feature, shape ``(2, D)``.
+        map_range: Minimum and maximum for the min-max scaling of the few-shot map's maximum, shape ``(2,)``.
+        memory_banks: One memory bank per reference stage.
     """
 
     def __init__(self, embed_dim: int, width: int, number_of_banks: int) -> None:
@@ -67,7 +68,7 @@ class SetupState(nn.Module):
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other threads from reading or replacing the setup. A lock cannot be exported, so graphs do without."""
+        """Hold the lock, so that no other thread reads or replaces the setup. Graphs are exported without lock."""
         with nullcontext() if torch.compiler.is_compiling() else self._lock:
             yield
 
@@ -79,13 +80,13 @@ class SetupState(nn.Module):
     def replace(
         self, record: Setup, text_features: Tensor | None = None, tokens: Sequence[Tensor] | None = None
     ) -> None:
-        """Replace the record together with the tensors that belong to it.
+        """Replace the record together with its tensors.
 
         Args:
             record: The new record.
-            text_features: New text features, shape ``(2, D)``. ``None``: they stay.
-            tokens: New reference tokens per stage, shape ``(K, P, width)``; an empty sequence empties the banks.
-                ``None``: they stay.
+            text_features: New text features, shape ``(2, D)``. ``None`` keeps the present ones.
+            tokens: New reference tokens per reference stage, shape ``(K, P, width)``; an empty sequence empties the
+                memory banks. ``None`` keeps the present ones.
         """
         with self.locked(), torch.inference_mode(mode=False), torch.no_grad():
             self.record = record
@@ -97,10 +98,10 @@ class SetupState(nn.Module):
                 self._add(tokens)
 
     def add(self, tokens: Sequence[Tensor], files: Sequence[str]) -> None:
-        """Add reference images.
+        """Add the tokens of reference images to the memory banks, and their paths to the record.
 
         Args:
-            tokens: Reference tokens per stage, shape ``(K, P, width)``.
+            tokens: Per reference stage, patch tokens of shape ``(K, P, width)``.
             files: Paths of the images; empty if unknown.
         """
         with self.locked(), torch.inference_mode(mode=False), torch.no_grad():
@@ -110,11 +111,11 @@ class SetupState(nn.Module):
             self._add(tokens)
 
     def calibrate(self, minimum: float | Tensor, maximum: float | Tensor) -> None:
-        """Set the range that the few-shot map's maximum is scaled by.
+        """Set the range for the min-max scaling of the few-shot map's maximum (section 3.3).
 
         Args:
-            minimum: Smallest map maximum over a set of images.
-            maximum: Largest map maximum over the same images.
+            minimum: Smallest map maximum of a set of images.
+            maximum: Largest map maximum of the same images.
         """
         bounds = torch.stack([torch.as_tensor(minimum), torch.as_tensor(maximum)])
         with self.locked(), torch.inference_mode(mode=False):
@@ -135,7 +136,7 @@ class SetupState(nn.Module):
         super()._load_from_state_dict(*args)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the lock, which belongs to this process."""
+        """Leave out the lock, which cannot be pickled."""
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

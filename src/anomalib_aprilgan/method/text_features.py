@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Text features: the embedded prompts of a class in both states (arXiv 2305.17382, section 3.1)."""
+"""Text features: the averaged prompt embeddings of a class in both states (arXiv 2305.17382, section 3.1)."""
 
 from collections.abc import Sequence
 
@@ -17,10 +17,10 @@ __all__ = ["TextFeatures"]
 
 
 class TextFeatures:
-    """Computes the text features of classes, each class once.
+    """Computes the text features of classes and caches them by class name.
 
     Args:
-        prompts: Which prompts describe a class: ``"ensemble"`` or ``"single"``.
+        prompts: ``"ensemble"`` for the prompt ensemble, ``"single"`` for one sentence per state.
     """
 
     def __init__(self, prompts: Prompts) -> None:
@@ -28,14 +28,14 @@ class TextFeatures:
         self._computed: dict[str, Tensor] = {}
 
     def of_class(self, class_name: str, clip: Clip) -> Tensor:
-        """Compute the text features of a class.
+        """Return the text features of a class.
 
         Args:
             class_name: Name of the object or surface.
-            clip: The CLIP whose text tower is used.
+            clip: The CLIP whose text tower encodes the prompts.
 
         Returns:
-            Normal and abnormal text feature, shape ``(2, D)``, each of length 1, on the CPU.
+            L2-normalised normal and abnormal text feature, shape ``(2, D)``, on the CPU.
 
         Raises:
             ValueError: If the class name is empty.
@@ -47,5 +47,5 @@ class TextFeatures:
         return self._computed[class_name]
 
     def of_classes(self, class_names: Sequence[str], clip: Clip) -> Tensor:
-        """Compute the text features of the class of each image of a batch, shape ``(N, 2, D)``."""
+        """Return the text features of ``N`` class names, one per image of a batch, shape ``(N, 2, D)``."""
         return torch.stack([self.of_class(class_name, clip) for class_name in class_names])

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, log_softmax, normalize
 
 from anomalib_aprilgan.files.embedded import CONFIG, LAYERS
 from anomalib_aprilgan.method.adapters import StageAdapters
-from anomalib_aprilgan.method.clip import encode_causal, encode_image
+from anomalib_aprilgan.method.encoders import encode_image, encode_text
 from anomalib_aprilgan.method.towers import Towers
 from anomalib_aprilgan.pretraining.pairs import Batch
 
@@ -54,7 +54,7 @@ def losses(
         embedding, tokens = encode_image(visual, batch.images.flatten(0, 1).contiguous(), range(1, BLOCKS + 1))
         projected = [visual.ln_post(tokens[BLOCKS]) @ visual.proj, *adapters([tokens[stage] for stage in LAYERS])]
     images = _in_pairs(embedding)  # (B, 2, D)
-    captions = _in_pairs(encode_causal(towers, tokenizer(batch.captions)))  # (B, 2, D)
+    captions = _in_pairs(encode_text(towers, tokenizer(batch.captions)))  # (B, 2, D)
 
     description = 2 * batch.kinds[:, None] + torch.tensor([0, 1])  # (B, 2), equal for the same kind and state
     named_images, named_captions, named = (x[batch.is_named].flatten(0, 1) for x in (images, captions, description))

@@ -1,0 +1,77 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""CLIP weights: reading their files, resizing the positional embedding, and telling them apart by a digest."""
+
+import hashlib
+import re
+from math import isqrt
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from anomalib_aprilgan.files.weight_files import read_weight_file
+
+__all__ = ["fingerprint", "read_clip_weights", "resize_positional_embedding"]
+
+
+def read_clip_weights(path: Path) -> dict[str, Tensor]:
+    """Read a CLIP state dict from a file.
+
+    Args:
+        path: A state dict, a checkpoint that holds one under ``state_dict``, or a TorchScript archive such as OpenAI's.
+
+    Returns:
+        Tensors by name, without the prefix ``module.`` of distributed training.
+
+    Raises:
+        ValueError: If the file is damaged or holds no state dict; the message names the file.
+    """
+    content, _ = read_weight_file(path, "CLIP weights")
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        names = f"a dict with {', '.join(map(str, list(content)[:4]))}" if isinstance(content, dict) else type(content)
+        msg = f"Expected {path} to hold the state dict of a CLIP (names and tensors), but it holds {names}."
+        raise ValueError(msg)
+    return {re.sub(r"^module\.", "", str(name)): value for name, value in content.items()}
+
+
+def resize_positional_embedding(embedding: Tensor, grid: int) -> Tensor:
+    """Resize a positional embedding to another patch grid: bicubic with antialias; the class token's row is kept.
+
+    The result equals that of open_clip's ``resize_pos_embed``, which is not called because it logs through the root
+    logger and thereby configures it.
+
+    Args:
+        embedding: Positional embedding of shape ``(1 + old_grid ** 2, width)``; row 0 is the class token.
+        grid: Number of patches along each side.
+
+    Returns:
+        Tensor of shape ``(1 + grid ** 2, width)``; a copy if the grid has that size already.
+    """
+    class_row, patches = embedding.detach()[:1], embedding.detach()[1:]
+    old_grid = isqrt(patches.shape[0])
+    if old_grid == grid:
+        return embedding.detach().clone()
+    patches = patches.T.reshape(1, -1, old_grid, old_grid).float()
+    patches = interpolate(patches, size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([class_row, patches[0].flatten(1).T.to(class_row.dtype)])
+
+
+def fingerprint(towers: nn.Module) -> str:
+    """Compute a digest of CLIP's weights, which does not depend on the image size.
+
+    Args:
+        towers: Both towers.
+
+    Returns:
+        16 hexadecimal digits. They cover the first 256 values of each weight except the positional embedding.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(towers.named_parameters()):
+        if name != "visual.positional_embedding":  # the only weight that is resized
+            digest.update(weight.detach().flatten()[:256].float().numpy().tobytes())
+    return digest.hexdigest()[:16]
