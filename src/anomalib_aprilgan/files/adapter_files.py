@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Files that hold adapters: ours, checkpoints, and those of the authors (arXiv 2305.17382, section 3.2)."""
+"""Reading and writing of adapter files: own files, checkpoints, and the authors' files (arXiv 2305.17382)."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,9 @@ from anomalib_aprilgan.files.weight_files import read_weight_file, write_weight_
 __all__ = ["find_adapters", "read_adapters", "refuse_foreign_state", "write_adapters"]
 
 OFFICIAL_KEY = "trainable_linearlayer"
-"""Name under which the authors' checkpoints hold their weights."""
+"""Key of the adapters' weights in the authors' files."""
 METADATA_KEY = "anomalib_aprilgan"
+"""Key of the adapters' origin in the metadata of a safetensors file."""
 
 Weights = dict[str, Tensor]
 
@@ -31,27 +32,27 @@ def find_adapters(
 
     Args:
         adapter: ``"visa"``, ``"mvtec"``, ``"demo"``, or the path of a file, see :func:`read_adapters`.
-        model: Describes the model.
-        shapes: Shape ``(D, width)`` of each of the model's adapters.
+        model: Description of the model.
+        shapes: Shape ``(D, width)`` of each adapter of the model.
 
     Returns:
-        A state dict for ``StageAdapters``, and what the adapters belong to.
+        A state dict for ``StageAdapters``, and the origin of the adapters.
 
     Raises:
-        ValueError: If the file is unusable or does not fit the model; the message names both sides.
+        ValueError: If the file cannot be used or does not fit the model; the message names both sides.
         RuntimeError: If published adapters cannot be downloaded.
     """
     if adapter in PUBLISHED:
         origin = PUBLISHED[str(adapter)].origin
-        _refuse(origin.conflicts_with(model), f"The published adapters {adapter!r} do", origin, model)
+        _raise_if_any(origin.conflicts_with(model), f"The published adapters {adapter!r} do", origin, model)
         weights, _ = read_adapters(fetch(str(adapter)))
     else:
         weights, origin = read_adapters(ADAPTERS if adapter == TAG else adapter)
     found = [tuple(weights[f"fc.{number}.weight"].shape) for number in range(len(weights) // 2)]
     conflicts = origin.conflicts_with(model)
     if found != list(shapes):
-        conflicts.append(f"{_in_words(found)} against the model's {_in_words(shapes)}")
-    _refuse(conflicts, f"The adapters in {adapter} do", origin, model)
+        conflicts.append(f"{_described(found)} against the model's {_described(shapes)}")
+    _raise_if_any(conflicts, f"The adapters in {adapter} do", origin, model)
     return weights, origin
 
 
@@ -61,13 +62,13 @@ def refuse_foreign_state(
     """Check that a saved state belongs to a model.
 
     Args:
-        extra_state: The value of ``AprilGanModel.get_extra_state``.
-        model: Describes the model.
-        reference_layers: The model's stages that are kept in memory banks.
-        subject: Beginning of the message, which continues with "not fit the model".
+        extra_state: Return value of ``AprilGanModel.get_extra_state``.
+        model: Description of the model.
+        reference_layers: Stages of the model that are kept in memory banks.
+        subject: Subject and auxiliary verb of the message, for example "The checkpoint's weights do".
 
     Raises:
-        ValueError: If it belongs to another model; the message names both sides.
+        ValueError: If the state belongs to another model; the message names both sides.
     """
     origin = AdapterOrigin.from_dict(extra_state["origin"])
     conflicts = origin.conflicts_with(model)
@@ -76,11 +77,11 @@ def refuse_foreign_state(
         conflicts.append(f"reference_layers {stages} against the model's {reference_layers}")
     if extra_state["k_shot"] and origin.image_size != model.image_size:
         conflicts.append(f"memory banks of image_size {origin.image_size} against the model's {model.image_size}")
-    _refuse(conflicts, subject, origin, model)
+    _raise_if_any(conflicts, subject, origin, model)
 
 
-def _refuse(conflicts: Sequence[str], subject: str, origin: AdapterOrigin, model: AdapterOrigin) -> None:
-    """Raise an error if there are conflicts; `subject` is the beginning of its message."""
+def _raise_if_any(conflicts: Sequence[str], subject: str, origin: AdapterOrigin, model: AdapterOrigin) -> None:
+    """Raise an error if there are conflicts; its message begins with the subject."""
     if not conflicts:
         return
     fitting = f" with backbone={origin.backbone!r}, layers={origin.layers}" if origin.backbone else ""
@@ -88,33 +89,31 @@ def _refuse(conflicts: Sequence[str], subject: str, origin: AdapterOrigin, model
     msg = (
         f"{subject} not fit the model (backbone {model.backbone!r}, {len(layers)} stages {layers}, "
         f"quick_gelu={model.quick_gelu}): {'; '.join(conflicts)}. Use them{fitting} and the other settings that they "
-        "were made with, pass another file, or train fresh adapters with adapter=None."
+        "were trained with, pass another file, or train fresh adapters with adapter=None."
     )
     raise ValueError(msg)
 
 
-def _in_words(shapes: Sequence[tuple[int, ...]]) -> str:
+def _described(shapes: Sequence[tuple[int, ...]]) -> str:
     return f"{len(shapes)} adapters of shape {' and '.join(map(str, dict.fromkeys(shapes)))}"
 
 
 def read_adapters(path: str | Path) -> tuple[dict[str, Tensor], AdapterOrigin]:
-    """Read adapters from a file: ours, a Lightning checkpoint of ``AprilGan``, or one of the authors' ``.pth``.
-
-    No code that a file may hold is run.
+    """Read adapters from a file without running code from it.
 
     Args:
-        path: The file.
+        path: A file of :func:`write_adapters`, a checkpoint of ``AprilGan``, or one of the authors' ``.pth`` files.
 
     Returns:
-        A state dict for ``StageAdapters``, and what the adapters belong to.
+        A state dict for ``StageAdapters``, and the origin of the adapters.
 
     Raises:
-        ValueError: If the file is missing, damaged, wants to run code, or holds no adapters.
+        ValueError: If the file is missing or damaged, would run code, or holds no adapters; the message names it.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         msg = (
-            f"Expected argument `adapter` to be 'visa', 'mvtec', None or the path of an adapter file, but got "
+            f"Expected argument `adapter` to be 'visa', 'mvtec', 'demo', None or the path of an adapter file, but got "
             f"{str(path)!r}, which is no existing file."
         )
         raise ValueError(msg)
@@ -128,18 +127,18 @@ def read_adapters(path: str | Path) -> tuple[dict[str, Tensor], AdapterOrigin]:
 
 
 def write_adapters(path: str | Path, weights: Mapping[str, Tensor], origin: AdapterOrigin) -> Path:
-    """Write adapters to a safetensors file. An existing file is replaced once the new one is complete.
+    """Write adapters to a safetensors file. An existing file is replaced only when the new file is complete.
 
     Args:
         path: The file; its suffix must be ``.safetensors``.
         weights: State dict of ``StageAdapters``.
-        origin: What the adapters belong to.
+        origin: Origin of the adapters, which is written as metadata.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: If the suffix is another one.
+        ValueError: If the path has another suffix.
     """
     return write_weight_file(path, weights, {METADATA_KEY: json.dumps(origin.to_dict())})
 
@@ -148,7 +147,7 @@ def _adapters_in(content: Any, metadata: Mapping[str, str]) -> tuple[dict[str, T
     """Find the adapters and their origin in the content of a file."""
     content = _mapping(content)
     if OFFICIAL_KEY in content:
-        # The authors' code runs GELU, whatever CLIP was trained with.
+        # The authors' code uses GELU, although OpenAI trained CLIP with QuickGELU.
         return _only_adapters(_mapping(content[OFFICIAL_KEY])), AdapterOrigin(quick_gelu=False)
     state = _mapping(content.get("state_dict", content))
     fields = _mapping(json.loads(metadata.get(METADATA_KEY, "{}")))
@@ -160,14 +159,14 @@ def _adapters_in(content: Any, metadata: Mapping[str, str]) -> tuple[dict[str, T
     stripped = {str(name).removeprefix(prefix): value for name, value in state.items() if str(name).startswith(prefix)}
     weights, origin = _only_adapters(stripped), AdapterOrigin.from_dict(fields)
     if origin.layers is not None and len(origin.layers) != len(weights) // 2:
-        msg = f"its metadata lists stages {origin.layers} but holds {len(weights) // 2} adapters"
+        msg = f"its metadata lists the stages {origin.layers}, but it holds {len(weights) // 2} adapters"
         raise ValueError(msg)
     return weights, origin
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:  # noqa: ANN401
     if not isinstance(value, Mapping):
-        msg = f"expected names and values, but found {type(value).__name__}"
+        msg = f"expected a mapping, but found {type(value).__name__}"
         raise TypeError(msg)
     return value
 
@@ -177,7 +176,7 @@ def _is_linear(weight: Tensor, bias: Tensor) -> bool:
 
 
 def _only_adapters(weights: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Check names (``fc.K.weight``, ``fc.K.bias``) and shapes; ignore everything else."""
+    """Return the weights named ``fc.K.weight`` and ``fc.K.bias`` after checking their shapes; ignore other names."""
     adapters: dict[str, Tensor] = {}
     while (weight := weights.get(f"fc.{len(adapters) // 2}.weight")) is not None:
         number = len(adapters) // 2

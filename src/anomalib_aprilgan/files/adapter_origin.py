@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What adapters belong to: a CLIP, its activation and stages, and the data that they were trained on."""
+"""The origin of adapters: the CLIP, activation, stages and data that they were trained with."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,14 +13,14 @@ __all__ = ["AdapterOrigin"]
 
 @dataclass(frozen=True)
 class AdapterOrigin:
-    """Describes what adapters belong to. Fields that a file does not record are ``None``.
+    """Describes the model and the data that adapters were trained with. Unknown fields are ``None``.
 
     Attributes:
-        backbone: open_clip architecture.
+        backbone: Name of an open_clip architecture.
         pretrained: Tag or path of the CLIP weights.
         fingerprint: Digest of the CLIP weights.
-        quick_gelu: Whether CLIP ran with QuickGELU.
-        image_size: Height and width in pixels of the training images.
+        quick_gelu: Whether CLIP used QuickGELU.
+        image_size: Height and width of the training images in pixels.
         layers: Stages, counted from 1.
         trained_on: Data sets, or data sets and categories, that the adapters were trained on.
     """
@@ -36,10 +36,10 @@ class AdapterOrigin:
     def conflicts_with(self, model: "AdapterOrigin") -> list[str]:
         """List the reasons why the adapters do not fit a model.
 
-        The image size may differ: an adapter works on each token by itself.
+        The image size may differ, because an adapter maps each token separately.
 
         Args:
-            model: Describes a model: backbone, weights, activation, image size, stages.
+            model: Description of the model: backbone, weights, activation, stages.
 
         Returns:
             One phrase per conflict, with the values of both sides; empty if the adapters fit.
@@ -65,12 +65,12 @@ class AdapterOrigin:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "AdapterOrigin":
-        """Restore what :meth:`to_dict` returned; unknown fields are ignored."""
+        """Make an origin from the return value of :meth:`to_dict`; unknown fields are ignored."""
         known: dict[str, Any] = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
         known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
         return cls(**known)
 
 
 def _is_same_tag(theirs: str, ours: str | None) -> bool:
-    """Compare tags; a path says nothing about which weights it holds."""
+    """Whether two tags may name the same weights; a path may name any."""
     return ours is not None and (theirs == ours or Path(ours).suffix != "" or Path(theirs).suffix != "")

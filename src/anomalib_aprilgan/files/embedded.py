@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The CLIP that comes with this package, for machines without network and for tests that need a model with quality.
+"""Names and settings of ViT-demo, the small CLIP in this package, which needs no download.
 
-``weights/README.md`` is its model card: what it was trained on, how, and how good it is.
+``weights/README.md`` is its model card, with training data, training method and quality.
 """
 
 from pathlib import Path
@@ -20,19 +20,19 @@ __all__ = [
 ]
 
 BACKBONE = "ViT-demo"
-"""Its name among open_clip's architectures."""
+"""Name of its architecture in open_clip."""
 
 TAG = "demo"
-"""Its ``pretrained`` tag, and the name of the adapters that come with it."""
+"""Value of ``pretrained`` for its weights, and of ``adapter`` for its adapters."""
 
 IMAGE_SIZE = 96
-"""Height and width in pixels of the images that it was trained on."""
+"""Height and width of its training images in pixels."""
 
 LAYERS = (5, 6, 7, 8)
-"""The stages that its adapters belong to: chosen on new looks of the kinds that it was trained on."""
+"""Stages of its adapters. They gave the best results on new images of the kinds that it was trained on."""
 
 REFERENCE_LAYERS = (1, 2, 3, 4, 5, 6, 7, 8)
-"""The stages kept in its memory banks, chosen likewise."""
+"""Stages that are kept in memory banks, selected on the same images."""
 
 FOLDER = Path(__file__).with_name("weights")
 CONFIG = FOLDER / f"{BACKBONE}.json"

@@ -1,10 +1,10 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The adapters that the authors published, fetched once and kept in the platform's cache directory.
+"""Download of the published adapters into the cache directory of the platform.
 
-They lie in the authors' repository (github.com/ByChelsea/VAND-APRIL-GAN, MIT licence), pinned to one commit. A file is
-trusted if its git object id is the right one, so a mirror is as good as the original.
+The files come from one commit of the authors' repository (github.com/ByChelsea/VAND-APRIL-GAN, MIT licence). A file is
+accepted if its git object id is correct, so it may also come from a mirror.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ __all__ = ["MIRROR_VARIABLE", "PUBLISHED", "PublishedAdapters", "fetch"]
 logger = logging.getLogger(__name__)
 
 MIRROR_VARIABLE = "ANOMALIB_APRILGAN_MIRROR"
-"""Environment variable with the address of a folder to download from instead of the authors' repository."""
+"""Environment variable with the URL of a folder that replaces the authors' repository."""
 
 SOURCE = (
     "https://raw.githubusercontent.com/ByChelsea/VAND-APRIL-GAN/"
@@ -35,12 +35,12 @@ SOURCE = (
 
 @dataclass(frozen=True)
 class PublishedAdapters:
-    r"""One published file.
+    r"""Describes a published adapter file.
 
     Attributes:
-        file_name: Its name in the repository.
+        file_name: Name of the file in the repository.
         git_object_id: SHA-1 of ``b"blob SIZE\0"`` and the content.
-        trained_on: The data set it has seen.
+        trained_on: Data set that the adapters were trained on.
     """
 
     file_name: str
@@ -49,11 +49,11 @@ class PublishedAdapters:
 
     @property
     def origin(self) -> AdapterOrigin:
-        """What the adapters belong to."""
+        """Origin of the adapters: the CLIP of the paper (section 4.1)."""
         return AdapterOrigin(
             backbone="ViT-L-14-336",
             pretrained="openai",
-            quick_gelu=False,  # at 518 px the authors run GELU, although OpenAI trained with QuickGELU
+            quick_gelu=False,  # at 518 px the authors' code uses GELU, although OpenAI trained with QuickGELU
             image_size=518,
             layers=(6, 12, 18, 24),
             trained_on=(self.trained_on,),
@@ -67,9 +67,9 @@ PUBLISHED = {
 
 
 def fetch(name: str) -> Path:
-    """Return the path of a published file; download it if the cache does not hold it.
+    """Return the path of a published adapter file, after downloading it if it is not in the cache.
 
-    A download is checked before it takes its place in the cache, so a broken one leaves nothing behind there.
+    A download is checked before it is moved into the cache, so the cache never contains an incomplete file.
 
     Args:
         name: ``"mvtec"`` (trained on MVTec AD) or ``"visa"`` (trained on VisA).
@@ -78,19 +78,20 @@ def fetch(name: str) -> Path:
         Path of the file in the cache.
 
     Raises:
-        RuntimeError: If the file cannot be downloaded or fails the check; the message says which file to put where.
+        RuntimeError: If the file cannot be downloaded or its git object id is wrong; the message names the URL and the
+            path in the cache.
     """
     published = PUBLISHED[name]
     path = user_cache_path("anomalib-aprilgan") / published.file_name
     if path.is_file():
         if _git_object_id(path) == published.git_object_id:
             return path
-        logger.warning("%s is damaged (its git object id is wrong) and is downloaded again.", path)
+        logger.warning("The file %s is damaged (wrong git object id). It is downloaded again.", path)
 
     url = f"{os.environ.get(MIRROR_VARIABLE, SOURCE).rstrip('/')}/{published.file_name}"
     advice = (
-        f"Fetch {SOURCE}/{published.file_name} elsewhere and put it at {path}, pass its path as `adapter`, or set "
-        f"{MIRROR_VARIABLE} to the address of a folder that holds it."
+        f"Download {SOURCE}/{published.file_name} on another machine and put it at {path}, or pass its path as "
+        f"`adapter`, or set {MIRROR_VARIABLE} to the URL of a folder that contains it."
     )
     logger.info("Downloading the published adapters %r from %s", name, url)
     try:
@@ -106,14 +107,14 @@ def fetch(name: str) -> Path:
         raise RuntimeError(msg) from error
     if found != published.git_object_id:
         msg = (
-            f"The file {url} failed the check and was discarded: expected git object id {published.git_object_id}, but "
-            f"got {found}. {advice}"
+            f"Expected the file {url} to have the git object id {published.git_object_id}, but got {found}. It was "
+            f"deleted. {advice}"
         )
         raise RuntimeError(msg)
     return path
 
 
 def _git_object_id(path: Path) -> str:
-    """Compute the id under which git keeps a file."""
+    """Compute the git object id of a file."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Files of weights: written whole or not at all, and read without running any code that they may hold."""
+"""Reading of weight files without running code from them, and atomic writing."""
 
 import os
 import pickle
@@ -20,21 +20,21 @@ from torch import Tensor
 __all__ = ["read_weight_file", "write_weight_file"]
 
 REFUSED_CODE = re.compile(r"GLOBAL|reduce|unrecognized function|allowlisted|safe_globals", flags=re.IGNORECASE)
-"""What torch says of a file that asks for more than tensors and plain data."""
+"""Words in torch's errors about files that contain more than tensors and plain data."""
 
 
 def read_weight_file(path: Path, kind: str) -> tuple[Any, dict[str, str]]:
-    """Read a file of weights: safetensors, a checkpoint of ``torch.save``, or a TorchScript archive as OpenAI's.
+    """Read a weight file: safetensors, a checkpoint of ``torch.save``, or a TorchScript archive such as OpenAI's.
 
     Args:
         path: The file.
-        kind: What it should hold, for messages.
+        kind: Name of the expected content for messages, for example "CLIP weights".
 
     Returns:
-        What the file holds (of an archive: its state dict), and the metadata of a safetensors file.
+        Content of the file (the state dict of a TorchScript archive), and the metadata of a safetensors file.
 
     Raises:
-        ValueError: If the file is damaged, foreign, or would run code; the message names it.
+        ValueError: If the file is damaged, has another format, or would run code; the message names it.
     """
     try:
         if path.suffix == ".safetensors":
@@ -42,35 +42,35 @@ def read_weight_file(path: Path, kind: str) -> tuple[Any, dict[str, str]]:
                 return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
         if _is_torchscript(path):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch deprecates the format that OpenAI publishes
+                warnings.simplefilter("ignore")  # torch has deprecated TorchScript, but OpenAI publishes it
                 archive = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
             return archive.state_dict(), {}
         return torch.load(path, map_location="cpu", weights_only=True), {}
-    except Exception as error:  # damaged and foreign files raise errors of many types
+    except Exception as error:  # damaged files and other formats raise errors of many types
         if isinstance(error, pickle.UnpicklingError) and REFUSED_CODE.search(str(error)):
             msg = (
-                f"The file {path} holds more than {kind} and would run code when loaded, so it was not. Get it from a "
-                "source that you trust: tensors and plain data alone."
+                f"The file {path} was not loaded, because it contains more than {kind} and would run code. Use a file "
+                "that contains only tensors and plain data."
             )
         else:
-            reason = " ".join(str(error).partition("\n")[0].split()[:40]) or "it is empty or cut short"
-            msg = f"Could not read {kind} from {path}: {type(error).__name__}: {reason}. Fetch or write the file again."
+            reason = " ".join(str(error).partition("\n")[0].split()[:40]) or "the file is empty or truncated"
+            msg = f"Could not read {kind} from {path}: {type(error).__name__}: {reason}. Replace the file."
         raise ValueError(msg) from error
 
 
 def write_weight_file(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    """Write tensors to a safetensors file. An existing file is replaced once the new one is complete.
+    """Write tensors to a safetensors file. An existing file is replaced only when the new file is complete.
 
     Args:
         path: The file; its suffix must be ``.safetensors``.
-        tensors: What to write, by name.
-        metadata: What goes with it.
+        tensors: Tensors by name, on any device.
+        metadata: Strings by name, which are written into the header.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: If the suffix is another one.
+        ValueError: If the path has another suffix.
     """
     path = Path(path).expanduser()
     if path.suffix != ".safetensors":
