@@ -602,7 +602,7 @@ def test_memory_banks_alone_are_what_they_add(make_model: Callable[..., AprilGan
     zero_shot.setup("bottle")
     few_shot.setup("bottle", references)
     alone.setup("bottle")
-    with pytest.raises(RuntimeError, match="memory banks alone"):
+    with pytest.raises(RuntimeError, match="map needs memory banks"):
         alone(images)
     alone.setup(reference_images=references)
     expected = few_shot(images).anomaly_map - zero_shot(images).anomaly_map

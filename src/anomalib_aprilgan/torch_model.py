@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""APRIL-GAN in plain torch: :meth:`AprilGanModel.forward` reads like the figure of the paper (arXiv 2305.17382)."""
+"""APRIL-GAN in plain torch: :meth:`AprilGanModel.forward` follows the figure of the paper (arXiv 2305.17382)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +22,7 @@ from anomalib_aprilgan.method.options import MethodOptions
 from anomalib_aprilgan.method.scoring import (
     RawPrediction,
     abnormal_probability,
+    full_precision,
     image_score,
     stage_probabilities,
     upsample,
@@ -36,32 +37,32 @@ class AprilGanModel(FewShotClip):
     """APRIL-GAN: A Zero-/Few-Shot Anomaly Classification and Segmentation Method for CVPR 2023 VAND Workshop Challenge.
 
     Chen, Han and Zhang, arXiv 2305.17382. A frozen CLIP compares an image with text descriptions of the normal and the
-    abnormal state of its class. A linear adapter per stage maps patch tokens into the same space, which gives the
-    zero-shot map. Normal reference images fill a memory bank per stage; the distances to them are added to the map.
+    abnormal state of its class. One linear adapter per stage maps patch tokens into the joint space, which gives the
+    zero-shot map. One memory bank per stage stores normal reference images; the distances to them are added to the map.
 
     Args:
         backbone: Name of an open_clip architecture with a standard ViT, also one added with
-            ``open_clip.add_model_config``, or ``"ViT-demo"``, the small CLIP in this package.
-        pretrained: Tag of open_clip, path of a CLIP state dict, or ``None`` for random weights. ``"auto"``: OpenAI's
-            weights, or those of ViT-demo.
-        image_size: Height and width of the images in pixels; a multiple of the patch size. ``None``: 518 for
-            ViT-L-14-336, as in the paper, else the size that the backbone was made for.
-        layers: Stages that get an adapter: blocks of the image tower, counted from 1, in rising order. ``None``: four
-            evenly spaced ones, for ViT-L-14-336 those of the paper (6, 12, 18, 24).
+            ``open_clip.add_model_config``, or ``"ViT-demo"`` for the small CLIP in this package.
+        pretrained: Tag of open_clip, path of a CLIP state dict, ``None`` for random weights, or ``"auto"`` for OpenAI's
+            weights (with ViT-demo: its own).
+        image_size: Height and width of the images in pixels, a multiple of the patch size. ``None``: 518 for
+            ViT-L-14-336 as in the paper, otherwise the size that the backbone was made for.
+        layers: Stages with an adapter: blocks of the image tower, counted from 1, in rising order. ``None``: four
+            evenly spaced blocks, for ViT-L-14-336 (6, 12, 18, 24) as in the paper.
         reference_layers: Stages that are kept in memory banks. ``None``: the same as ``layers`` (with ViT-demo: all).
-        quick_gelu: Run CLIP with QuickGELU. The published adapters and numbers belong to GELU, although OpenAI trained
-            with QuickGELU; use this for adapters that you train yourself.
-        adapter: ``"visa"`` or ``"mvtec"`` (published; trained on that data set), ``"demo"`` (for ViT-demo), the path of
-            an adapter file, or ``None`` for fresh adapters.
-        method: Switches for ablation studies.
+        quick_gelu: Use QuickGELU instead of GELU, for adapters that you train yourself. The published adapters and
+            numbers were obtained with GELU, although OpenAI trained CLIP with QuickGELU.
+        adapter: ``"visa"`` or ``"mvtec"`` (published, trained on that data set), ``"demo"`` (for ViT-demo), path of an
+            adapter file, or ``None`` for fresh adapters.
+        method: Options for ablation studies.
 
     Attributes:
-        state: The current setup: class, memory banks, calibration, and the record of where they came from. Before
-            calibration, the map's maximum is scaled by the smallest and the largest value that a map can have.
+        state: The current setup: class, memory banks, calibration and setup record. Before calibration, the map's
+            maximum is scaled with the smallest and the largest possible value.
 
     Raises:
-        ValueError: If an argument is out of its range or an adapter does not fit; the message names both sides.
-        RuntimeError: If weights must be downloaded and cannot be.
+        ValueError: If an argument is invalid or an adapter does not fit the model; the message names both sides.
+        RuntimeError: If weights cannot be downloaded.
 
     Example:
         >>> model = AprilGanModel("ViT-B-16", pretrained=None, image_size=224, layers=(3, 6, 9, 12))
@@ -101,16 +102,16 @@ class AprilGanModel(FewShotClip):
 
     @torch.no_grad()
     def forward(self, images: Tensor, tensors: SetupTensors | None = None) -> InferenceBatch:
-        """Score images and map their anomalies.
+        """Compute image scores and anomaly maps.
 
         Args:
             images: Pre-processed images of shape ``(N, 3, image_size, image_size)``.
-            tensors: What to predict with. ``None``: the current setup.
+            tensors: Tensors of a setup. ``None``: the current setup.
 
         Returns:
             ``pred_score`` of shape ``(N,)`` in [0, 1] and ``anomaly_map`` of shape ``(N, image_size, image_size)``.
-            Zero-shot, the map is the mean of the stages' probabilities and lies in [0, 1]. Few-shot, distances in
-            [0, 2] per reference stage are added, divided by the number of stages in ``layers`` as well.
+            The zero-shot map is the mean probability of the stages, in [0, 1]. The few-shot map adds the distances of
+            all reference stages, each in [0, 2], divided by the same number of stages.
 
         Raises:
             RuntimeError: If no class was set up.
@@ -120,12 +121,12 @@ class AprilGanModel(FewShotClip):
         return InferenceBatch(pred_score=self.image_score(raw, tensors), anomaly_map=raw.anomaly_map)
 
     def predict_raw(self, images: Tensor, tensors: SetupTensors, text_features: Tensor | None = None) -> RawPrediction:
-        """Compute the zero-shot image score and the anomaly map.
+        """Compute zero-shot image scores and anomaly maps.
 
         Args:
             images: Pre-processed images of shape ``(N, 3, image_size, image_size)``.
-            tensors: What to predict with.
-            text_features: Each image's own text features, shape ``(N, 2, D)``. ``None``: those of ``tensors``.
+            tensors: Tensors of a setup.
+            text_features: Text features of each image, shape ``(N, 2, D)``. ``None``: ``tensors.text_features``.
 
         Raises:
             RuntimeError: If no class was set up, or if ``map_stages=()`` and the memory banks are empty.
@@ -135,33 +136,33 @@ class AprilGanModel(FewShotClip):
             self._require_class()
             text_features = tensors.text_features
         embedding, tokens = self.clip.encode_image(images, {*self.layers, *self.reference_layers})
-        with _full_precision(images.device):
+        with full_precision(images.device):
             probability = abnormal_probability(embedding.to(text_features.dtype), text_features)
             maps = [self._zero_shot_map(tokens, text_features)] if self.map_stages else []
             if tensors.is_few_shot:
                 maps.append(self._few_shot_map(tokens, tensors.reference_tokens))
         if not maps:
-            msg = "With map_stages=(), memory banks alone make the map, but they are empty. Set up reference images."
+            msg = "With map_stages=() the map needs memory banks, but they are empty. Set up reference images first."
             raise RuntimeError(msg)
         return RawPrediction(probability, torch.stack(maps).sum(dim=0))
 
     def image_score(self, raw: RawPrediction, tensors: SetupTensors) -> Tensor:
-        """Compute image scores, shape ``(N,)``: the probability; few-shot, its mean with the scaled map maximum."""
+        """Compute image scores, shape ``(N,)``, from zero-shot scores and, with references, map maxima."""
         return image_score(raw.probability, raw.map_max, tensors.map_range) if tensors.is_few_shot else raw.probability
 
     def stage_maps(self, images: Tensor, text_features: Tensor) -> list[Tensor]:
-        """Compute the maps that the adapters are trained on. Only the adapters receive gradients.
+        """Compute the maps for the training loss. Only the adapters receive gradients.
 
         Args:
             images: Pre-processed images of shape ``(N, 3, image_size, image_size)``.
-            text_features: Shape ``(2, D)``, or ``(N, 2, D)`` where each image has its own class.
+            text_features: Text features of shape ``(2, D)``, or ``(N, 2, D)`` if each image has its own class.
 
         Returns:
             Per stage, the probabilities of both states, shape ``(N, 2, image_size, image_size)``.
         """
         self._check_images("images", images)
         tokens = self.clip.encode_image(images, self.layers).tokens
-        with _full_precision(images.device):
+        with full_precision(images.device):
             return self._stage_maps(tokens, text_features, self.layers)
 
     def _stage_maps(self, tokens: Mapping[int, Tensor], text_features: Tensor, stages: Sequence[int]) -> list[Tensor]:
@@ -179,12 +180,12 @@ class AprilGanModel(FewShotClip):
 
     @property
     def _divisor(self) -> int:
-        """Number that the summed map is divided by: that of its zero-shot stages."""
+        """Divisor of the summed maps: the number of stages with a zero-shot map."""
         return len(self.map_stages) or len(self.layers)
 
     @property
     def largest_map_value(self) -> float:
-        """The largest value that an anomaly map can have: 1, and 2 more per reference stage where there are banks."""
+        """Largest possible value of an anomaly map; each reference stage adds at most 2 to the sum."""
         zero_shot = 1.0 if self.map_stages else 0.0
         return zero_shot + (2 * len(self.reference_layers) / self._divisor if self.is_few_shot else 0.0)
 
@@ -192,7 +193,7 @@ class AprilGanModel(FewShotClip):
 
     @property
     def origin(self) -> AdapterOrigin:
-        """Describes what the model's adapters belong to."""
+        """Origin of adapters that are trained in this model."""
         return AdapterOrigin(
             backbone=self.backbone,
             pretrained=self.architecture.pretrained,
@@ -207,12 +208,12 @@ class AprilGanModel(FewShotClip):
         """Load trained adapters.
 
         Args:
-            adapter: ``"visa"``, ``"mvtec"``, ``"demo"``, or the path of a file: one written by :meth:`save_adapters`, a
-                checkpoint of ``AprilGan``, or one of the authors' ``.pth``.
+            adapter: ``"visa"``, ``"mvtec"``, ``"demo"``, or a path: a file of :meth:`save_adapters`, a checkpoint of
+                ``AprilGan``, or one of the authors' ``.pth`` files.
 
         Raises:
-            ValueError: If the file is unusable or does not fit the model; the message names both sides.
-            RuntimeError: If published adapters cannot be downloaded.
+            ValueError: If the file cannot be used or does not fit the model; the message names both sides.
+            RuntimeError: If published adapters cannot be downloaded, or the model has no adapters.
         """
         adapters = self._require_adapters()
         weights, origin = find_adapters(adapter, self.origin, adapters.shapes)
@@ -223,50 +224,38 @@ class AprilGanModel(FewShotClip):
             )
 
     def save_adapters(self, path: str | Path) -> Path:
-        """Write the adapters, and what they belong to, to a safetensors file.
-
-        Args:
-            path: The file; its suffix must be ``.safetensors``.
-
-        Returns:
-            The path.
+        """Write the adapters and their origin to a safetensors file, and return its path.
 
         Raises:
-            RuntimeError: If the model has none.
+            ValueError: If the suffix of the path is not ``.safetensors``.
+            RuntimeError: If the model has no adapters.
         """
         return write_adapters(path, self._require_adapters().state_dict(), self.origin)
 
     def reset_adapters(self, seed: int) -> None:
-        """Draw fresh weights for the adapters.
-
-        Args:
-            seed: Seed of the draw.
+        """Initialise the adapters anew, at random but determined by the seed.
 
         Raises:
-            RuntimeError: If the model has none.
+            RuntimeError: If the model has no adapters.
         """
         self._require_adapters().reset_parameters(seed)
 
     def mark_trained(self, trained_on: Sequence[str]) -> None:
-        """Record that the adapters are trained, perhaps after they were trained on other data.
-
-        Args:
-            trained_on: Data sets and categories that they are trained on now.
-        """
+        """Record that the adapters are trained on further data sets, or data sets and categories."""
         record = self.state.record
-        every = tuple(dict.fromkeys((*record.trained_on, *trained_on)))
-        self.state.replace(replace(record, adapter=None, adapter_origin="call", trained_on=every))
+        all_data = tuple(dict.fromkeys((*record.trained_on, *trained_on)))
+        self.state.replace(replace(record, adapter=None, adapter_origin="call", trained_on=all_data))
 
     def _require_adapters(self) -> StageAdapters:
         if isinstance(self.adapters, StageAdapters):
             return self.adapters
-        msg = "A model with projection='clip' has no adapters. Leave `adapter` out, or take projection='adapters'."
+        msg = "A model with projection='clip' has no adapters. Omit `adapter`, or use projection='adapters'."
         raise RuntimeError(msg)
 
     # ---- Saved state ------------------------------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return the plain data that a state dict holds beside tensors."""
+        """Return the plain data of the state dict: setup record, stages, method options, and the adapters' origin."""
         return {
             "setup": self.state.record.to_dict(),
             "k_shot": self.k_shot,
@@ -276,17 +265,12 @@ class AprilGanModel(FewShotClip):
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the record of the setup."""
+        """Restore the setup record."""
         self.state.record = Setup.from_dict(state["setup"]).restored()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
-        """Refuse the state of another model before anything is changed."""
+        """Check that the state belongs to this model before anything is changed."""
         extra_state = state_dict.get(f"{prefix}_extra_state")
         if extra_state is not None:
             refuse_foreign_state(extra_state, self.origin, self.reference_layers, "The checkpoint's weights do")
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _full_precision(device: torch.device) -> torch.autocast:
-    """Leave autocast: with a temperature of 100, rounded similarities would show in the maps."""
-    return torch.autocast(device.type, enabled=False)

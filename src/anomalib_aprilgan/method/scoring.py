@@ -19,6 +19,7 @@ __all__ = [
     "RawPrediction",
     "abnormal_probability",
     "average_states",
+    "full_precision",
     "image_score",
     "stage_probabilities",
     "upsample",
@@ -43,6 +44,11 @@ class RawPrediction(NamedTuple):
     def map_max(self) -> Tensor:
         """Maximum of each anomaly map, shape ``(N,)``."""
         return self.anomaly_map.amax(dim=(-2, -1))
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """Disable autocast: the logit scale amplifies rounding errors of similarities, which would change the maps."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def average_states(embeddings: Tensor) -> Tensor:
