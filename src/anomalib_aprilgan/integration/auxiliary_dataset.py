@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Labelled images of several categories, with class names, and their mosaics (arXiv 2305.17382, section 4.1)."""
+"""Labelled images of several categories with class names, and mosaics of them (arXiv 2305.17382, section 4.1)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ MOSAIC_TILES = 4
 
 @dataclass
 class AuxiliaryItem(ImageItem):
-    """An image that knows its class.
+    """An image with its class name.
 
     Attributes:
-        class_name: Name of the class, for the sentences.
+        class_name: Class name for the prompts.
     """
 
     class_name: str | None = None
@@ -35,10 +35,10 @@ class AuxiliaryItem(ImageItem):
 
 @dataclass
 class AuxiliaryBatch(ImageBatch):
-    """Images that know their classes.
+    """A batch of images with their class names.
 
     Attributes:
-        class_name: Each image's class name.
+        class_name: Class name of each image.
     """
 
     item_class = AuxiliaryItem
@@ -52,7 +52,7 @@ class Category:
     Attributes:
         source: Name of the datamodule.
         class_name: Name of the category.
-        dataset: Its labelled images; they come as they are on disk.
+        dataset: Labelled images of the category, without augmentation.
     """
 
     source: str
@@ -61,16 +61,16 @@ class Category:
 
 
 class AuxiliaryDataset(AnomalibDataset):
-    """Labelled images of several categories, one after the other.
+    """Concatenates the labelled images of several categories.
 
     Args:
         categories: The categories.
-        mosaic_probability: How often an image is replaced by a mosaic of its category, in [0, 1].
-        augmentations: Applied to image and mask together, after the mosaic.
-        seed: Seed of the mosaics, which depend on it, on ``epoch`` and on the image's number alone.
+        mosaic_probability: Probability in [0, 1] that an image is replaced by a mosaic of images of its category.
+        augmentations: Transform of image and mask, applied after the mosaic.
+        seed: Seed of the mosaics. They depend only on the seed, on ``epoch`` and on the index of the image.
 
     Attributes:
-        epoch: Number of the epoch, which :class:`EpochSampler` sets.
+        epoch: Number of the epoch, set by :class:`EpochSampler`.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class AuxiliaryDataset(AnomalibDataset):
         self.samples.attrs["task"] = "segmentation"
 
     def __getitem__(self, index: int) -> AuxiliaryItem:
-        """Return an image, or in its place a mosaic, with its mask and class name."""
+        """Return an image or a mosaic, with mask, label and class name."""
         row = self.samples.iloc[index]
         category = self.categories[row.category_index]
         rng = default_rng([self.seed, self.epoch, index])
@@ -125,12 +125,12 @@ class AuxiliaryDataset(AnomalibDataset):
 
 
 class EpochSampler(DistributedSampler[AuxiliaryItem]):
-    """Shuffles by seed and epoch alone, and tells the data set the epoch.
+    """Shuffles depending only on seed and epoch, and sets the epoch of the data set.
 
     Args:
         dataset: The data set.
         num_replicas: Number of processes.
-        rank: This process's number.
+        rank: Number of this process, counted from 0.
         seed: Seed of the order.
     """
 
@@ -139,16 +139,16 @@ class EpochSampler(DistributedSampler[AuxiliaryItem]):
         self.auxiliary_dataset = dataset
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch."""
+        """Set the number of the epoch; Lightning calls this before each epoch."""
         super().set_epoch(epoch)
         self.auxiliary_dataset.epoch = epoch
 
 
 def mosaic(items: Sequence[ImageItem]) -> tuple[Image, Mask]:
-    """Put four images and their masks together, two by two.
+    """Combine four images and their masks into a 2 x 2 mosaic.
 
     Args:
-        items: Four items in row-major order. They are brought to the size of the first.
+        items: Four items in row-major order. They are resized to the size ``(h, w)`` of the first one.
 
     Returns:
         Image of shape ``(3, 2h, 2w)`` and mask of shape ``(2h, 2w)``.
@@ -169,7 +169,7 @@ def _to_size(tile: Tensor, height: int, width: int) -> Tensor:
 
 
 def _mask_of(item: ImageItem) -> Mask:
-    """The item's mask; empty if it is normal and has none."""
+    """Return the mask of an item; zeros if it has none, as normal images may."""
     if item.gt_mask is not None:
         return Mask(item.gt_mask)
     return Mask(torch.zeros(cast("Tensor", item.image).shape[-2:], dtype=torch.uint8))

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The range of few-shot map maxima over a validation set (arXiv 2305.17382, section 3.3)."""
+"""Calibration: the range of the few-shot map maxima of a validation set (arXiv 2305.17382, section 3.3)."""
 
 from collections.abc import Callable
 
@@ -15,16 +15,16 @@ __all__ = ["MapRange"]
 
 
 class MapRange:
-    """Collects raw predictions during a validation, and calibrates a model with them at its end.
+    """Collects raw predictions during validation, and calibrates a model with them at the end.
 
-    Few-shot image scores are final only then: the map's maximum is min-max scaled over the whole set.
+    Few-shot image scores are final only after that, since the map's maximum is min-max scaled over the whole set.
     """
 
     def __init__(self) -> None:
         self._collected: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def clear(self) -> None:
-        """Forget all predictions."""
+        """Delete all predictions."""
         self._collected = []
 
     def add(self, raw: RawPrediction, labels: Tensor | None) -> None:
@@ -39,15 +39,15 @@ class MapRange:
     def calibrate(
         self, model: AprilGanModel, all_gather: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor | None] | None:
-        """Calibrate a model with the collected predictions, and forget them.
+        """Calibrate a model with the collected predictions, and delete them.
 
         Args:
             model: The model.
-            all_gather: Gathers a tensor from all processes.
+            all_gather: Function that gathers a tensor from all processes.
 
         Returns:
-            Final image scores and labels of this process's images, shape ``(N,)`` each; ``None`` if nothing was
-            collected.
+            Final image scores and labels of the images of this process, shape ``(N,)`` each; ``None`` if there are no
+            predictions.
         """
         if not self._collected:
             return None

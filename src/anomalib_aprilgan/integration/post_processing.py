@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""From raw scores to what anomalib shows: normalised to [0, 1], with the threshold at one half."""
+"""Post-processing: normalises raw scores and maps to [0, 1] with the threshold at 0.5, and computes thresholds."""
 
 import copy
 from types import SimpleNamespace
@@ -17,68 +17,65 @@ from torchmetrics.utilities.data import dim_zero_cat
 __all__ = ["AprilGanPostProcessor", "Calibratable", "MidwayThreshold", "snapshot"]
 
 MARGIN = 0.05
-"""What is left at the upper end of [0, 1] for scores beyond those of the validation set."""
+"""Part of [0, 1] at its upper end that is reserved for scores above the maximum of the validation set."""
 
 THRESHOLD = 0.5
-"""Of probabilities, and of maps made of them, as long as no validation data tell a better one."""
+"""Default threshold of image scores and maps without validation data, for probabilities."""
 
 
 @runtime_checkable
 class Calibratable(Protocol):
-    """A module whose image scores are final only when all validation images have been seen."""
+    """A module whose image scores are final only at the end of the validation."""
 
     def calibrate(self) -> tuple[Tensor, Tensor | None] | None:
-        """Return the final scores and labels of this process's validation images; ``None`` if they were final."""
+        """Return final scores and labels of this process's validation images; ``None`` if scores were final before."""
 
     @property
     def smallest_score(self) -> float:
-        """The smallest raw image score that there can be; that of maps is 0."""
+        """Smallest possible raw image score. The smallest possible map value is 0."""
 
 
 class MidwayThreshold(F1AdaptiveThreshold):
-    """anomalib's F1-adaptive threshold, moved midway to the next lower score, or to 0.
+    """anomalib's F1-adaptive threshold, moved to the middle between it and the next lower score (or 0).
 
-    anomalib's is itself a score, that of the least anomalous image which should be called anomalous; as only scores
-    above the threshold are, that image would be called normal, or not, by the last digit. Without anomalous images
-    anomalib takes the largest score, and so does this.
+    anomalib's threshold equals the score of the least anomalous image that should be labelled anomalous. Since only
+    scores above the threshold are labelled so, rounding errors would decide about that image. Without anomalous images
+    the threshold is the largest score, as in anomalib.
     """
 
     def compute(self) -> Tensor:  # type: ignore[override]  # as anomalib's
-        """Return the threshold."""
+        """Return the threshold, a scalar."""
         threshold: Tensor = super().compute()
         if not self._has_anomalous_samples():
             return threshold
         scores = dim_zero_cat(self.preds)
-        lower = torch.cat([scores[scores < threshold], torch.zeros_like(scores[:1])])  # no score is below 0
+        lower = torch.cat([scores[scores < threshold], torch.zeros_like(scores[:1])])  # scores are not negative
         return (threshold + lower.max()) / 2
 
 
 class AprilGanPostProcessor(PostProcessor):
-    """anomalib's post-processor, with four changes.
+    """anomalib's post-processor with four changes.
 
-    It keeps the order of scores: anomalib's clips whatever lies more than half the range from the threshold, which ties
-    the most anomalous pixels and images and so changes every metric. Here two straight lines join the smallest value
-    that there can be, the threshold, and the validation set's largest value at 0, 0.5 and 0.95; what lies beyond
-    approaches 1.
-
-    It waits with the image threshold until few-shot scores are final, which they are when the whole validation set has
-    been seen (min-max scaling of the map maximum).
-
-    Its image threshold lies between two scores (:class:`MidwayThreshold`).
-
-    And it is defined without validation data: then scores and maps are normalised by the values that they can have at
-    all, with the threshold at a probability of one half.
+    1. It keeps the order of scores. anomalib clips values that lie more than half the range from the threshold, which
+       makes the most anomalous pixels and images equal and thereby changes metrics. Here a piecewise linear function
+       maps the smallest possible value, the threshold, and the largest value of the validation set to 0, 0.5 and 0.95.
+       Larger values approach 1.
+    2. It computes the image threshold at the end of the validation, because few-shot scores are final only then
+       (min-max scaling of the map maximum over the whole set).
+    3. The image threshold lies between two scores, see :class:`MidwayThreshold`.
+    4. It works without validation data. Scores and maps are then normalised by their smallest and largest possible
+       values, with the threshold at a probability of 0.5.
 
     Args:
-        enable_normalization: Normalise scores and maps to [0, 1]. ``None``: as in the checkpoint, else yes.
-        enable_thresholding: Compute labels and masks. ``None``: as in the checkpoint, else yes.
-        enable_threshold_matching: As anomalib's. It has no effect, since both thresholds are always defined.
-        image_sensitivity: Sensitivity of the image label in [0, 1]; 0.5 is the threshold itself. ``None``: as in the
-            checkpoint, else 0.5.
-        pixel_sensitivity: Sensitivity of the mask in [0, 1], likewise.
+        enable_normalization: Normalise scores and maps to [0, 1]. ``None``: value of the checkpoint, otherwise true.
+        enable_thresholding: Compute labels and masks. ``None``: value of the checkpoint, otherwise true.
+        enable_threshold_matching: As in anomalib. It has no effect, since both thresholds are always defined.
+        image_sensitivity: Sensitivity of the image label in [0, 1]; 0.5 keeps the threshold. ``None``: value of the
+            checkpoint, otherwise 0.5.
+        pixel_sensitivity: Sensitivity of the mask in [0, 1]; the same applies.
 
     Raises:
-        ValueError: If a sensitivity is out of its range.
+        ValueError: If a sensitivity is not in [0, 1].
     """
 
     def __init__(
@@ -111,27 +108,27 @@ class AprilGanPostProcessor(PostProcessor):
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether thresholds and ranges are those of a validation set."""
+        """Whether thresholds and ranges were computed on a validation set."""
         return bool(self.margin > 0)
 
     def reset_calibration(self, largest_map_value: float = 1.0) -> None:
-        """Forget validation statistics.
+        """Reset thresholds and ranges to their values without validation data.
 
         Args:
-            largest_map_value: The largest value that a raw anomaly map can have.
+            largest_map_value: Largest possible value of a raw anomaly map.
         """
         for bound, value in (("image_min", 0), ("image_max", 1), ("pixel_min", 0), ("pixel_max", largest_map_value)):
             getattr(self, bound).fill_(value)
         for threshold in (self._image_threshold, self._pixel_threshold):
             threshold.fill_(THRESHOLD)
-        self.margin.fill_(0)  # nothing lies beyond these bounds
+        self.margin.fill_(0)  # no value can be above these bounds
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
         """Restore the options that were not passed as arguments."""
         super().load_checkpoint_config({name: value for name, value in config.items() if name not in self._given})
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
-        """Also take the thresholds of anomalib's own post-processor, which has no margin and may be uncalibrated."""
+        """Also load the state of anomalib's post-processor, which has no margin, and NaN before calibration."""
         largest = state_dict.get(f"{prefix}image_max")
         if f"{prefix}margin" not in state_dict and isinstance(largest, Tensor):
             state_dict[f"{prefix}margin"] = torch.where(largest.isnan(), 0.0, MARGIN)
@@ -142,7 +139,7 @@ class AprilGanPostProcessor(PostProcessor):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the final image scores in place of the preliminary ones, then compute thresholds and ranges."""
+        """Replace preliminary image scores by final ones, then compute thresholds and ranges."""
         final = pl_module.calibrate() if isinstance(pl_module, Calibratable) else None
         if final is not None:
             batch = cast("Any", SimpleNamespace(pred_score=final[0], gt_label=final[1]))
@@ -169,22 +166,22 @@ class AprilGanPostProcessor(PostProcessor):
         norm_max: Tensor,
         threshold: Tensor,
     ) -> Tensor | None:
-        """Join minimum, threshold and maximum by straight lines; beyond the maximum, approach 1.
+        """Normalise values by a piecewise linear function; values above the maximum approach 1.
 
         Args:
             preds: Raw scores or maps of any shape, or ``None``.
-            norm_min: Value that becomes 0; there is none below it.
-            norm_max: Value that becomes 1 less the margin.
-            threshold: Value that becomes 0.5; NaN: halfway.
+            norm_min: Smallest possible value, which becomes 0.
+            norm_max: Value that becomes 1 minus the margin.
+            threshold: Value that becomes 0.5. NaN: the middle between minimum and maximum.
 
         Returns:
-            Values in [0, 1] in the same order, of the same shape.
+            Values in [0, 1] of the same shape and in the same order; ``None`` if ``preds`` is.
         """
         if preds is None:
             return None
         threshold = torch.where(threshold.isnan(), (norm_max + norm_min) / 2, threshold)
         below, above = threshold - norm_min, norm_max - threshold
-        # Each measured from its own end: so even values of 1e-10 beside 1e-12 stay apart.
+        # Each half is computed from its own end of the range, so that values such as 1e-10 and 1e-12 stay distinct.
         low = torch.where(below > 0, 0.5 * (preds - norm_min) / below.where(below > 0, 1), 0.5 * (preds >= threshold))
         scale = above.where(above > 0, 1)
         at_end = torch.where(above > 0, 1 - self.margin, 0.5)
@@ -196,7 +193,7 @@ class AprilGanPostProcessor(PostProcessor):
 
 
 def snapshot(module: nn.Module | None) -> nn.Module | None:
-    """Copy a module together with its buffers, which others may replace in the meantime; all else is shared."""
+    """Copy a module and its buffers, so that later changes of the buffers do not affect the copy; share the rest."""
     if module is None:
         return None
     copied = copy.copy(module)

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""From image files to CLIP's input, as the authors do it: 8-bit resizing by PIL, then CLIP's mean and deviation."""
+"""Pre-processing as in the authors' code: 8-bit resizing by PIL, then normalisation with CLIP's mean and deviation."""
 
 from typing import Any
 
@@ -22,10 +22,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class EightBitResize(Resize):
-    """Resize images as PIL does, in 8 bits, and masks bilinear, cut at one half.
+    """Resizes images like PIL in 8 bits (bicubic), and masks bilinear with a threshold of 0.5.
 
-    anomalib reads images as floats; resized as such they differ from the authors' by up to 0.24 in normalised units.
-    An image or mask that has the right size already is returned as it is.
+    anomalib reads images as floats. Resized as floats, they would differ from the authors' images by up to 0.24 in
+    normalised units. An image or mask that already has the right size is returned unchanged.
 
     Args:
         size: Height and width in pixels.
@@ -35,7 +35,7 @@ class EightBitResize(Resize):
         super().__init__(size=(size, size), interpolation=InterpolationMode.BICUBIC, antialias=True)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ANN401  # the signature is torchvision's
-        """Resize an image or a mask, with any number of leading dimensions; pass anything else to torchvision."""
+        """Resize an RGB image or a mask with any number of leading dimensions. torchvision resizes everything else."""
         if not isinstance(inpt, Tensor):
             return super().transform(inpt, params)
         if torch.compiler.is_compiling():
@@ -56,7 +56,7 @@ class EightBitResize(Resize):
         return resize_by_pil(as_bytes, self.size[0]).to(image.dtype) / 255
 
     def _resize_in_graph(self, image: Tensor) -> Tensor:
-        """Resize a float image where PIL cannot: sides may be symbols, which are not compared with numbers."""
+        """Resize a float image in an exported graph, where height and width may be symbolic."""
         sides = list(image.shape[-2:])
         if all(isinstance(side, int) for side in sides) and sides == list(self.size):
             return image
@@ -82,7 +82,7 @@ class AprilGanPreProcessor(PreProcessor):
         self.export_transform = self.transform
 
     def resize_to(self, image_size: int) -> None:
-        """Change the size that images are resized to; a transform that was put in place of the default stays.
+        """Change the size that images are resized to. A custom transform is kept.
 
         Args:
             image_size: Height and width in pixels.
@@ -101,7 +101,7 @@ class AprilGanPreProcessor(PreProcessor):
         return is_same_size and tuple(normalize.mean) == CLIP_MEAN and tuple(normalize.std) == CLIP_STD
 
     def checkpoint_config(self) -> dict[str, Any]:
-        """Describe the transform as plain data, from which a stock pre-processor can restore its nearest equivalent."""
+        """Describe the transform as plain data. anomalib's pre-processor can restore the nearest stock transform."""
         if not self._has_default_transform:
             return super().checkpoint_config()
         size = (self.image_size, self.image_size)
@@ -110,7 +110,7 @@ class AprilGanPreProcessor(PreProcessor):
         return {"image_size": self.image_size, "transform": transform_to_spec(equivalent)}
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
-        """Restore a transform that was put in place of the default. The image size is that of the model."""
+        """Restore a custom transform. The default transform is not restored, since the model sets the image size."""
         if "image_size" not in config:
             super().load_checkpoint_config(config)
 

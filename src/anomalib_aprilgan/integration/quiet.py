@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Silence for what has nothing to tell. Knows nothing of anomalib, whose models may be half imported."""
+"""Suppresses irrelevant output of third-party libraries. Imports nothing of anomalib, which may be half imported."""
 
 import logging
 import warnings
@@ -13,7 +13,7 @@ __all__ = ["quietly"]
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep the logs and warnings of what runs within to what went wrong."""
+    """Suppress warnings, and log messages up to level WARNING, within a ``with`` block. Errors are still logged."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""anomalib's Engine for commands that tell themselves what is worth telling."""
+"""anomalib's Engine without output, for commands that print their own."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ __all__ = ["quiet_engine"]
 
 
 def quiet_engine(folder: Path, **arguments: Any) -> Engine:  # noqa: ANN401
-    """Make an engine that shows nothing and writes only to a folder.
+    """Make an engine that prints nothing and writes to one folder only.
 
     Args:
         folder: The folder.
-        **arguments: Of the engine; on one device of the CPU unless they say otherwise.
+        **arguments: Arguments of the engine. The default is one CPU device.
 
     Returns:
         The engine.

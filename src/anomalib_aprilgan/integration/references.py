@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which normal images fill the memory banks, and how image files are read (arXiv 2305.17382, section 3.3)."""
+"""Finding, drawing and reading the normal reference images (arXiv 2305.17382, section 3.3)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,19 +19,19 @@ __all__ = ["check_image_files", "draw", "files_in_source", "normal_training_file
 File = TypeVar("File", str, Path)
 
 DEEP_MODES = ("I", "F")
-"""PIL's modes of more than 8 bits begin with one of these; converted to RGB, they would turn white."""
+"""First letters of PIL's modes with more than 8 bits per channel. Converted to RGB, such images become white."""
 
 
 def files_in_source(source: str | Path, argument: str = "few_shot_source") -> list[Path]:
-    """List the image files that a user points at.
+    """List the image files of a source.
 
     Args:
-        source: A folder (searched with its subfolders), one image, or a text file with one path a line; empty lines and
-            lines that begin with ``#`` are passed over, relative paths start from the text file's folder.
-        argument: What the source is called in messages.
+        source: A folder (searched with its subfolders), an image, or a text file with one path per line. In a text
+            file, empty lines and lines that begin with ``#`` are ignored, and relative paths start from its folder.
+        argument: Name of the argument in error messages.
 
     Returns:
-        The files; those of a folder in alphabetical order.
+        The files; files of a folder are in alphabetical order.
 
     Raises:
         ValueError: If the source does not exist, holds no images, or lists a file that does not exist.
@@ -52,7 +52,7 @@ def files_in_source(source: str | Path, argument: str = "few_shot_source") -> li
     if not files:
         msg = (
             f"Expected argument `{argument}` to hold images ({', '.join(IMG_EXTENSIONS)}), but found none in "
-            f"{str(source)!r}."
+            f"{str(source)!r}. Add images or choose another source."
         )
         raise ValueError(msg)
     return files
@@ -70,7 +70,10 @@ def _files_in_list(source: Path, argument: str) -> list[Path]:
     files = [source.parent / line for line in lines if line and not line.startswith("#")]
     missing = [str(path) for path in files if not path.is_file()]
     if missing:
-        msg = f"The list of reference images {str(source)!r} names files that do not exist: {', '.join(missing[:5])}."
+        msg = (
+            f"Expected argument `{argument}` to list existing files, but these in {str(source)!r} do not exist: "
+            f"{', '.join(missing[:5])}. Correct the list; relative paths start from its folder."
+        )
         raise ValueError(msg)
     return files
 
@@ -79,7 +82,7 @@ def normal_training_files(datamodule: AnomalibDataModule) -> list[Path]:
     """List the normal images of a datamodule's training split, in the order of its samples.
 
     Args:
-        datamodule: A datamodule that has been set up.
+        datamodule: A datamodule whose ``setup`` was called.
 
     Returns:
         The files; empty if the datamodule has no training split.
@@ -96,20 +99,20 @@ def normal_training_files(datamodule: AnomalibDataModule) -> list[Path]:
 def draw(files: Sequence[File], k_shot: int, seed: int) -> list[File]:
     """Draw reference images without replacement.
 
-    The draw depends on the seed alone, and a larger ``k_shot`` adds to a smaller one's images.
+    The draw depends only on the seed. With a larger ``k_shot``, the images of a smaller one are drawn too.
 
-    Differs from the authors' code: they draw with replacement, so that a bank can hold an image twice.
+    Differs from the authors' code: they draw with replacement, so that a memory bank can contain an image twice.
 
     Args:
         files: The files to draw from.
-        k_shot: How many to draw.
+        k_shot: Number of files to draw.
         seed: Seed of the draw.
 
     Returns:
         ``k_shot`` of the files.
 
     Raises:
-        ValueError: If there are fewer files.
+        ValueError: If there are fewer than ``k_shot`` files.
     """
     if len(files) < k_shot:
         msg = (
@@ -122,17 +125,17 @@ def draw(files: Sequence[File], k_shot: int, seed: int) -> list[File]:
 
 
 def read_references(files: Iterable[Path], transform: Callable[[Tensor], Tensor]) -> Tensor:
-    """Read reference images as the tested images are read.
+    """Read reference images in the same way as anomalib reads test images.
 
     Args:
         files: Image files.
-        transform: What turns a float image of shape ``(3, h, w)`` in [0, 1] into the model's input.
+        transform: Pre-processing of a float image of shape ``(3, h, w)`` in [0, 1].
 
     Returns:
         Pre-processed images of shape ``(K, 3, H, W)``.
 
     Raises:
-        ValueError: If a file is no readable image; the message names it.
+        ValueError: If a file cannot be used; the message names it.
     """
     images = []
     for path in files:
@@ -140,39 +143,39 @@ def read_references(files: Iterable[Path], transform: Callable[[Tensor], Tensor]
         try:
             image = read_image(path, as_tensor=True)
         except (OSError, SyntaxError, ValueError) as error:
-            msg = f"Could not read the reference image {path}: {error}. Replace it or take it out."
+            msg = f"Could not read the reference image {path}: {error}. Replace or remove it."
             raise ValueError(msg) from error
         images.append(transform(torch.as_tensor(image)))
     return torch.stack([image.as_subclass(Tensor) for image in images])
 
 
 def check_image_files(files: Iterable[str | Path]) -> None:
-    """Make sure that files are undamaged images of 8 bits a channel.
+    """Check that files are undamaged images with 8 bits per channel.
 
     Args:
         files: Image files.
 
     Raises:
-        ValueError: If some are not; the message names them and says what to do.
+        ValueError: If a file is damaged or has more bits; the message names up to ten such files.
     """
-    faults = [fault for path in files if (fault := _fault(Path(path)))]
-    if faults:
-        more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""  # noqa: PLR2004
-        msg = f"Some image files cannot be used: {'; '.join(faults[:10])}{more}."
+    problems = [problem for path in files if (problem := _problem(Path(path)))]
+    if problems:
+        more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""  # noqa: PLR2004
+        msg = f"Some image files cannot be used: {'; '.join(problems[:10])}{more}."
         raise ValueError(msg)
 
 
-def _fault(path: Path) -> str | None:
+def _problem(path: Path) -> str | None:
     try:
         with Image.open(path) as image:
             mode = image.mode
             if image.format == "PNG":
-                image.verify()  # by its checksums
+                image.verify()  # compares checksums, without decoding
             else:
-                image.draft(mode, (image.width // 8, image.height // 8))  # JPEG decodes this in a fraction of the time
+                image.draft(mode, (image.width // 8, image.height // 8))  # JPEG is decoded faster at reduced size
                 image.load()
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        return f"{path} is damaged or no image ({error}); replace it or take it out"
+        return f"{path} is damaged or no image ({error}); replace or remove it"
     if mode.startswith(DEEP_MODES):
-        return f"{path} has more than 8 bits a channel (mode {mode}) and would be read as white; convert it to 8 bits"
+        return f"{path} has more than 8 bits per channel (mode {mode}) and would be read as white; convert it to 8 bits"
     return None
