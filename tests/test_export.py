@@ -337,7 +337,7 @@ def test_a_missing_extra_is_named(kind: str, missing: str, tmp_path: Path, monke
 @pytest.mark.parametrize("compression", [CompressionType.INT8_PTQ, CompressionType.INT8_ACQ])
 def test_calibration_needs_images(compression: CompressionType, tmp_path: Path) -> None:
     model = AprilGan(backbone="ViT-demo", class_name="gravel")
-    with pytest.raises(ValueError, match="Expected argument `datamodule` to bring images"):
+    with pytest.raises(ValueError, match="Expected argument `datamodule` to provide images"):
         model.to_openvino(tmp_path, compression_type=compression)
 
 
@@ -349,7 +349,7 @@ def test_compressions_are_known_and_bounded(held_out: tuple[MVTecAD, AprilGan, P
         quantize_within(2, openvino.convert_model(path), datamodule, None, SIDE)
     network = openvino.convert_model(path)
     raw = openvino.Model([network.output("pred_score")], network.get_parameters())
-    with pytest.raises(ValueError, match="`metric` to be one of pred_score, but got None"):
+    with pytest.raises(ValueError, match=r"`metric` to use an output of the model \(pred_score\), but got None"):
         quantize_within(0.01, raw, datamodule, None, SIDE)
 
 

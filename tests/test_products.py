@@ -133,7 +133,7 @@ def test_products_of_other_models_are_refused(
             make_lightning_model(class_name="x", post_processor=PostProcessor()),
             "post_processor 'AprilGanPostProcessor' against 'PostProcessor'",
         ),
-        (make_lightning_model(class_name="x", adapter=None), r"another model than this one: adapters '\w+' against"),
+        (make_lightning_model(class_name="x", adapter=None), r"calibrated with another model: adapters '\w+' against"),
         (
             make_lightning_model(class_name="x", method=MethodOptions(map_stages=(2,))),
             r"map_stages \[2, 4\] against \[2\]",
@@ -199,7 +199,7 @@ def test_files_that_are_no_product(make_lightning_model: MakeModel, tmp_path: Pa
     with pytest.raises(ValueError, match="no existing file"):
         Product.load(tmp_path / "missing.safetensors")
     adapters = make_lightning_model().model.save_adapters(tmp_path / "adapters.safetensors")
-    with pytest.raises(ValueError, match="holds no product"):
+    with pytest.raises(ValueError, match="to be a product file, but it lacks"):
         Product.load(adapters)
     (tmp_path / "damaged.safetensors").write_bytes(b"\0" * 30)
     with pytest.raises(ValueError, match=r"Could not read a product from .*damaged"):

@@ -3,7 +3,7 @@
 
 """APRIL-GAN (arXiv 2305.17382) for anomalib: zero- and few-shot anomaly detection with a frozen CLIP.
 
-The names below are imported when they are first used, so that importing this package costs nothing.
+The public names are imported on first use, so that importing this package is fast.
 """
 
 from importlib import import_module
@@ -27,7 +27,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401  # a module attribute may be anything
+def __getattr__(name: str) -> Any:  # noqa: ANN401
     """Import a public name on its first use."""
     if name not in _MODULES:
         msg = f"module {__name__!r} has no attribute {name!r}"

@@ -1,9 +1,9 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The console command ``anomalib-aprilgan``: what anomalib's own command does not do.
+"""The console command ``anomalib-aprilgan``: demonstration, sample data, comparison, and adapter files.
 
-Training, testing, prediction and export are anomalib's: ``anomalib test --model AprilGan ...``.
+Use anomalib's own command to train, test, predict and export: ``anomalib test --model AprilGan ...``.
 """
 
 import sys
@@ -17,7 +17,7 @@ __all__ = ["main"]
 
 
 def demo(output: str = "aprilgan-demo", seed: int = 0) -> None:
-    """Train and test on drawn images, zero-shot and few-shot, in minutes, without any download.
+    """Train and test on generated images, zero-shot and few-shot. Takes minutes and downloads nothing.
 
     Args:
         output: Folder for the page, the adapters and the images.
@@ -25,7 +25,7 @@ def demo(output: str = "aprilgan-demo", seed: int = 0) -> None:
     """
     import warnings  # noqa: PLC0415
 
-    warnings.simplefilter("ignore", FutureWarning)  # of anomalib's own imports
+    warnings.simplefilter("ignore", FutureWarning)  # raised by imports in anomalib
     from anomalib_aprilgan.demo.demonstration import demonstrate  # noqa: PLC0415
 
     demonstrate(output, seed)
@@ -39,22 +39,22 @@ def sample_data(
     test: int = 4,
     seed: int = 0,
 ) -> None:
-    """Write a small labelled data set with MVTec AD's folders, without any download.
+    """Write a small labelled data set in the folder layout of MVTec AD. Downloads nothing.
 
     Args:
         output: Folder of the data set.
-        kinds: Content of the images. photographs: real surfaces with drawn defects; auxiliary: drawn surfaces and
-            objects to train adapters on; held_out: drawn ones that the embedded CLIP was not trained on.
+        kinds: Content of the images. photographs: real surfaces with drawn defects. auxiliary: drawn surfaces and
+            objects for the training of adapters. held_out: drawn kinds that the embedded CLIP was not trained on.
         size: Height and width of the images in pixels.
         train: Number of normal training images per category.
-        test: Number of normal test images per category, and number of test images per defect.
+        test: Number of normal test images per category, and of abnormal test images per defect.
         seed: Seed of colours, shapes, defects and light.
     """
     from anomalib_aprilgan.demo.sample_data import DATA_SETS, write_sample_data  # noqa: PLC0415
 
     categories, defects = DATA_SETS[kinds]
     root = write_sample_data(output, categories, defects, size=size, train=train, test=test, seed=seed)
-    print(f"Wrote {', '.join(categories)} to {root}")  # noqa: T201  # a command speaks
+    print(f"Wrote {', '.join(categories)} to {root}")  # noqa: T201
 
 
 def pretrain(folder: Path, pairs: int = 60_000, steps: int = 4400, seed: int = 0) -> None:
@@ -62,9 +62,9 @@ def pretrain(folder: Path, pairs: int = 60_000, steps: int = 4400, seed: int = 0
 
     Args:
         folder: Folder for images, checkpoint, weights and adapters.
-        pairs: Number of pairs of images to draw.
-        steps: Steps of pre-training.
-        seed: Seed of everything.
+        pairs: Number of generated image pairs.
+        steps: Number of pre-training steps.
+        seed: Seed of images, weights and batches.
     """
     from anomalib_aprilgan.pretraining.command import pretrain as pretrain_clip  # noqa: PLC0415
 
@@ -72,10 +72,10 @@ def pretrain(folder: Path, pairs: int = 60_000, steps: int = 4400, seed: int = 0
 
 
 def fetch(name: Literal["visa", "mvtec"]) -> None:
-    """Download published adapters into the cache, for use without network later, and print where they are.
+    """Download published adapters into the cache for later use without network, and print the path.
 
     Args:
-        name: Data set that they were trained on.
+        name: Data set that the adapters were trained on.
     """
     from anomalib_aprilgan.files.published import fetch as fetch_published  # noqa: PLC0415
 
@@ -83,7 +83,7 @@ def fetch(name: Literal["visa", "mvtec"]) -> None:
 
 
 def extract(source: str, output: str) -> None:
-    """Write the adapters of a checkpoint, or of one of the authors' files, to a small safetensors file.
+    """Write the adapters of a checkpoint or of an authors' file to a small safetensors file, and print its path.
 
     Args:
         source: Checkpoint of a training, or an adapter file.
@@ -96,10 +96,10 @@ def extract(source: str, output: str) -> None:
 
 
 def report(folder: Path) -> None:
-    """Write the report of a comparison again, from its table.
+    """Write the report of a comparison again from its results, and print its path.
 
     Args:
-        folder: The comparison's output.
+        folder: Output folder of the comparison.
     """
     from anomalib_aprilgan.comparison.report import write_report  # noqa: PLC0415
 
@@ -126,10 +126,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line.
+    """Run the console command.
 
     Args:
-        args: Arguments in place of the process's own.
+        args: Command-line arguments. ``None``: the arguments of the process.
     """
     given = list(sys.argv[1:] if args is None else args)
     parser = ArgumentParser(prog="anomalib-aprilgan", description="Companion of `anomalib ... --model AprilGan`.")
@@ -138,7 +138,7 @@ def main(args: Sequence[str] | None = None) -> None:
         subparser = ArgumentParser(description=(command.__doc__ or "").partition("\n")[0])
         if command is not compare:
             subparser.add_function_arguments(command, as_positional=True)
-        elif given[:1] == [name]:  # whose arguments are anomalib's classes, which take seconds to import
+        elif given[:1] == [name]:  # only then, because anomalib takes seconds to import
             _add_arguments_of_comparison(subparser)
         subcommands.add_subcommand(name, subparser, help=subparser.description)  # type: ignore[no-untyped-call]
     config = parser.parse_args(given)
@@ -150,10 +150,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _add_arguments_of_comparison(parser: ArgumentParser) -> None:
-    """Add a configuration file, models and data as on anomalib's command line, and what else ``compare`` takes."""
+    """Add the arguments of ``compare``: configuration file, models and data as in anomalib's command, and options."""
     import warnings  # noqa: PLC0415
 
-    warnings.simplefilter("ignore", FutureWarning)  # of anomalib's own imports
+    warnings.simplefilter("ignore", FutureWarning)  # raised by imports in anomalib
     from anomalib_aprilgan.comparison.compare import compare as compare_models  # noqa: PLC0415
     from anomalib_aprilgan.comparison.grid import add_component_arguments  # noqa: PLC0415
 

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Product files: the setup and the calibration of a model for one product, which the same model can use again."""
+"""Product files: they store the setup and the calibration of a model for one product."""
 
 import hashlib
 import json
@@ -23,21 +23,22 @@ __all__ = ["Product", "take_up"]
 METADATA_KEY = "anomalib_aprilgan_product"
 
 STATE, POST_PROCESSOR = "model.state.", "post_processor."
-"""Beginnings of the names of values that differ from product to product."""
+"""Prefixes of the names of product-specific values in the state dict."""
 
 
 @dataclass(frozen=True)
 class Product:
-    """The setup of a model for one product, with its calibration.
+    """Setup and calibration of a model for one product.
 
-    The image tower and the adapters are the same for all products, so one loaded model serves many: see
+    Image tower and adapters are the same for all products, so one loaded model can switch between products: see
     ``AprilGan.product`` and ``AprilGan.switch_to``.
 
     Attributes:
         tensors: Part of the model's state dict: text features, memory banks, thresholds and ranges.
-        facts: The plain data of the state dict: class name, reference files, and what model they belong to.
-        options: Options of the post-processor, for instance its sensitivities.
-        calibrated_with: What the calibration depends on beside: adapters, stages, image size, post-processor.
+        facts: Plain data of the state dict: setup record, stages, and description of the model.
+        options: Options of the post-processor, for example its sensitivities.
+        calibrated_with: Parts of the model that the calibration depends on: adapters, stages, prompts, image size,
+            post-processor.
     """
 
     tensors: Mapping[str, Tensor]
@@ -47,10 +48,10 @@ class Product:
 
     @classmethod
     def of(cls, model: "CalibratedModel") -> "Product":
-        """Copy the present product of a model.
+        """Copy setup and calibration of a model.
 
         Args:
-            model: A prepared ``AprilGan``.
+            model: An ``AprilGan`` that is set up.
         """
         with model.model.state.locked():
             return cls(
@@ -71,7 +72,7 @@ class Product:
         return tuple(self.facts["setup"]["references"]["files"])
 
     def save(self, path: str | Path) -> Path:
-        """Write the product to a safetensors file. An existing file is replaced once the new one is complete.
+        """Write the product to a safetensors file. An existing file is replaced only when the new file is complete.
 
         Args:
             path: The file; its suffix must be ``.safetensors``.
@@ -80,23 +81,23 @@ class Product:
             The path.
 
         Raises:
-            ValueError: If the suffix is another one.
+            ValueError: If the path has another suffix.
         """
         content = {"facts": self.facts, "options": self.options, "calibrated_with": self.calibrated_with}
         return write_weight_file(path, self.tensors, {METADATA_KEY: json.dumps(content)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Product":
-        """Read what :meth:`save` wrote. No code that a file may hold is run.
+        """Read a product file without running code from it.
 
         Args:
-            path: The file.
+            path: A file of :meth:`save`.
 
         Returns:
             The product.
 
         Raises:
-            ValueError: If the file is missing, damaged, or no product file.
+            ValueError: If the file is missing, damaged, or no product file; the message names it.
         """
         path = Path(path).expanduser()
         if not path.is_file():
@@ -112,32 +113,32 @@ class Product:
             missing = {METADATA_KEY}
         if missing:
             msg = (
-                f"The file {path} holds no product: it lacks {', '.join(sorted(missing))}. Write one with "
-                "`model.product.save(path)`."
+                f"Expected {path} to be a product file, but it lacks {', '.join(sorted(missing))}. Write product files "
+                "with `model.product.save(path)`."
             )
             raise ValueError(msg)
         return cls(tensors, facts, options, calibrated_with)
 
 
 class CalibratedModel(Protocol):
-    """What is used of ``AprilGan`` here."""
+    """The part of ``AprilGan`` that this module uses."""
 
     model: AprilGanModel
     post_processor: nn.Module | None
 
     def ensure_adapters(self) -> None:
-        """Load the adapters that the arguments ask for, if they are not in use."""
+        """Load the adapters of the model's arguments if they are not loaded yet."""
 
 
 def take_up(model: CalibratedModel, product: Product) -> None:
-    """Use a product in place of the present one. Everything is checked before anything changes.
+    """Replace setup and calibration of a model by those of a product. If the product does not fit, nothing changes.
 
     Args:
-        model: An ``AprilGan`` with the same CLIP, adapters and stages.
+        model: An ``AprilGan`` with the same CLIP, adapters and stages as the model that made the product.
         product: The product.
 
     Raises:
-        ValueError: If it was made by another model.
+        ValueError: If the product was made by another model; the message names both sides.
     """
     model.ensure_adapters()
     subject = f"The product {product.class_name!r} does"
@@ -148,8 +149,8 @@ def take_up(model: CalibratedModel, product: Product) -> None:
     ]
     if conflicts or _shapes(product.tensors) != _shapes(_tensors(model)):
         msg = (
-            f"The product {product.class_name!r} was calibrated by another model than this one: "
-            f"{', '.join(conflicts) or 'its values have other names or shapes'}. Load the model that it was made with, "
+            f"Expected a product of this model, but {product.class_name!r} was calibrated with another model: "
+            f"{', '.join(conflicts) or 'its values have other names or shapes'}. Load the model that made the product, "
             "or make the product anew."
         )
         raise ValueError(msg)
@@ -170,13 +171,14 @@ def take_up(model: CalibratedModel, product: Product) -> None:
 
 
 def _replace_buffer(module: nn.Module, name: str, value: Tensor) -> None:
-    """Put a new tensor in place of a buffer; whoever reads the old one is not disturbed."""
+    """Replace a buffer by a new tensor, so that concurrent readers keep the old one."""
     path, _, buffer = name.rpartition(".")
     owner = module.get_submodule(path)
     setattr(owner, buffer, value.to(getattr(owner, buffer), copy=True))
 
 
 def _tensors(model: CalibratedModel) -> dict[str, Tensor]:
+    """Return the product-specific part of the state dict."""
     parts = ((STATE, model.model.state), (POST_PROCESSOR, model.post_processor))
     return {
         prefix + name: value
@@ -206,7 +208,7 @@ def _calibrated_with(model: CalibratedModel) -> dict[str, Any]:
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Shapes by name; of memory banks without the number of tokens, which differs from product to product."""
+    """Return shapes by name; for memory banks without the number of tokens, which depends on the product."""
     return {
         name: tuple(tensor.shape[1:] if ".memory_banks." in name else tensor.shape) for name, tensor in tensors.items()
     }

@@ -1,10 +1,10 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""8-bit OpenVINO models: the image tower, where the work is, and nothing else.
+"""8-bit quantization of OpenVINO models, restricted to the image tower, which takes most of the time.
 
-With a temperature of 100, rounded similarities would show in the maps; and what resizes images computes with whole grey
-levels. Both stay in full precision. This file needs nncf, of the extra ``export``.
+The rest keeps full precision: the logit scale of 100 would amplify rounding errors of similarities, and resizing needs
+exact 8-bit values. This file needs nncf, which is part of the extra ``export``.
 """
 
 from collections.abc import Iterable
@@ -26,17 +26,17 @@ from anomalib_aprilgan.integration.quiet import quietly
 __all__ = ["compress_weights", "quantize", "quantize_within"]
 
 TOWER = "model.clip."
-"""Beginning of the names that the export gives to operations in CLIP's image tower."""
+"""Prefix of the names of operations in CLIP's image tower."""
 
 LARGEST_SET = 300
-"""Images that are looked at to find the range of activations; nncf's default."""
+"""Largest number of images for the calibration of activation ranges; nncf's default."""
 
 OpenVinoModel = Any
-"""A model of openvino, which carries no types that agree with nncf's."""
+"""A model of openvino, whose type annotations do not match those of nncf."""
 
 
 def compress_weights(model: OpenVinoModel) -> OpenVinoModel:
-    """Keep weights in 8 bits, and compute in full precision.
+    """Compress the weights to 8 bits; activations keep full precision.
 
     Args:
         model: The exported model.
@@ -49,12 +49,12 @@ def compress_weights(model: OpenVinoModel) -> OpenVinoModel:
 
 
 def quantize(model: OpenVinoModel, datamodule: AnomalibDataModule) -> OpenVinoModel:
-    """Compute with 8 bits.
+    """Quantize weights and activations to 8 bits.
 
     Args:
         model: The exported model.
-        datamodule: Its validation images, or where there are none its training images, tell the range of activations.
-            At most 300, evenly spread, are looked at.
+        datamodule: Provides the images for the calibration of activation ranges: up to 300 evenly spaced validation
+            images, or training images if there are none.
 
     Returns:
         The quantized model.
@@ -63,26 +63,27 @@ def quantize(model: OpenVinoModel, datamodule: AnomalibDataModule) -> OpenVinoMo
         ValueError: If the datamodule has no images.
     """
     with quietly():
-        return nncf.quantize(model, _calibration(model, datamodule), **_transformer(model))
+        return nncf.quantize(model, _calibration(model, datamodule), **_quantization_arguments(model))
 
 
 def quantize_within(
     max_drop: float, model: OpenVinoModel, datamodule: AnomalibDataModule, metric: Metric | None, image_size: int
 ) -> OpenVinoModel:
-    """Compute with 8 bits, but for layers that a metric would suffer from.
+    """Quantize weights and activations to 8 bits, except for layers that would lower a metric too much.
 
     Args:
-        max_drop: How much the metric may fall, in [0, 1].
+        max_drop: Largest allowed decrease of the metric, in [0, 1].
         model: The exported model.
-        datamodule: Images as for :func:`quantize`, and labelled test images.
-        metric: One of anomalib's metrics, larger is better. ``None``: F1 of the labels.
+        datamodule: Provides images as for :func:`quantize`, and labelled test images.
+        metric: One of anomalib's metrics, for which larger is better. ``None``: F1 of the image labels.
         image_size: Height and width of the model's maps in pixels.
 
     Returns:
         The quantized model.
 
     Raises:
-        ValueError: If ``max_drop`` is out of its range, or the datamodule has no images.
+        ValueError: If ``max_drop`` is not in [0, 1], the metric does not fit the model's outputs, or the datamodule has
+            no images.
     """
     if not 0 <= max_drop <= 1:
         msg = f"Expected argument `max_drop` to be in [0, 1], but got {max_drop!r}."
@@ -90,8 +91,8 @@ def quantize_within(
     outputs_of_model = {output.any_name for output in model.outputs}
     if metric is None and "pred_label" not in outputs_of_model:
         msg = (
-            f"Expected argument `metric` to be one of {', '.join(sorted(outputs_of_model))}, but got None, which needs "
-            "labels. Pass a metric of these, or export a model with a post-processor."
+            f"Expected argument `metric` to use an output of the model ({', '.join(sorted(outputs_of_model))}), but "
+            "got None, which uses pred_label. Pass a metric of these outputs, or export a model with a post-processor."
         )
         raise ValueError(msg)
     measure = F1Score(fields=["pred_label", "gt_label"]) if metric is None else metric
@@ -116,22 +117,23 @@ def quantize_within(
             raise ValueError(msg)
         validation = nncf.Dataset(datamodule.test_data)
         return nncf.quantize_with_accuracy_control(
-            model, calibration, validation, validate, max_drop=max_drop, **_transformer(model)
+            model, calibration, validation, validate, max_drop=max_drop, **_quantization_arguments(model)
         )
 
 
-def _transformer(model: OpenVinoModel) -> dict[str, Any]:
-    """Tell nncf what it has before it, and what to leave alone."""
+def _quantization_arguments(model: OpenVinoModel) -> dict[str, Any]:
+    """Return the arguments of nncf's quantization: transformer, image tower only, number of images."""
     return {"model_type": nncf.ModelType.TRANSFORMER, "ignored_scope": _outside(model), "subset_size": LARGEST_SET}
 
 
 def _outside(model: OpenVinoModel) -> nncf.IgnoredScope:
-    """List the operations outside the image tower. Constants have no place in it, and go where they are used."""
+    """Return the operations outside the image tower as nncf's ignored scope. Constants belong to no module."""
     operations = [op.get_friendly_name() for op in model.get_ops() if op.get_type_name() != "Constant"]
     return nncf.IgnoredScope(names=[name for name in operations if not name.startswith(TOWER)], validate=False)
 
 
-def _calibration(model: OpenVinoModel, datamodule: AnomalibDataModule) -> Any:  # noqa: ANN401  # of nncf
+def _calibration(model: OpenVinoModel, datamodule: AnomalibDataModule) -> Any:  # noqa: ANN401  # a dataset of nncf
+    """Return the calibration images as a dataset of nncf."""
     datamodule.prepare_data()
     datamodule.setup()
     dataset: Dataset[Any] | None = getattr(datamodule, "val_data", None) or getattr(datamodule, "train_data", None)
@@ -144,7 +146,7 @@ def _calibration(model: OpenVinoModel, datamodule: AnomalibDataModule) -> Any:  
 
 
 def _input(model: OpenVinoModel, item: Any) -> Any:  # noqa: ANN401
-    """Make an image of a dataset the model's input: a batch of one, of the size that the model wants, if it does."""
+    """Convert an item of a dataset to a batch of one image, resized if the model has a fixed input size."""
     image: Tensor = item.image[None].as_subclass(Tensor)
     height, width = model.input(0).partial_shape[2], model.input(0).partial_shape[3]
     if height.is_static and width.is_static:
