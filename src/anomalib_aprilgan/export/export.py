@@ -7,7 +7,7 @@ import json
 import logging
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from anomalib.data import AnomalibDataModule
@@ -50,9 +50,10 @@ class Exportable(ExportMixin):
     post_processor: nn.Module | None
     evaluator: nn.Module | None
 
-    def ensure_prepared(self, datamodule: AnomalibDataModule | None = None) -> None:
-        """Set class, adapters and reference images if they are not set yet."""
-        raise NotImplementedError
+    if TYPE_CHECKING:  # another base class of `AprilGan` has this method
+
+        def ensure_prepared(self, datamodule: AnomalibDataModule | None = None) -> None:
+            """Set class, adapters and reference images if they are not set yet."""
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -119,11 +120,8 @@ class Exportable(ExportMixin):
         deployed = self._deployed()
         if input_size is None and getattr(self.pre_processor, "transform", None) is None:  # images are not resized
             input_size = (self.model.image_size, self.model.image_size)
-        options = {
-            "opset_version": OPSET,
-            "verbose": False,
-            "external_data": _size_in_bytes(deployed.model) > LARGEST_FILE,
-        }
+        is_large = _size_in_bytes(deployed.model) > LARGEST_FILE
+        options = {"opset_version": OPSET, "verbose": False, "external_data": is_large}
         with replacing(export_root, ExportType.ONNX) as unfinished:
             with torch.no_grad(), quietly():  # with gradients, torch would lose the module names
                 path = ExportMixin.to_onnx(deployed, unfinished, model_file_name, input_size, **(options | kwargs))
