@@ -1,11 +1,11 @@
-"""Fixtures: the recorded outputs of the authors' code, a small CLIP, and the sample data set. All offline."""
+"""Fixtures: recorded outputs of the authors' code, a small CLIP, and the sample data set. They need no network."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in these tests may reach for a network
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tests must not use the network
 
 import open_clip
 import pytest
@@ -19,14 +19,14 @@ from anomalib_aprilgan.integration.pre_processing import CLIP_MEAN, CLIP_STD
 
 GOLDEN = Path(__file__).parent / "golden"
 BACKBONE = "golden-vit"
-"""Four blocks, 64 wide, patches of 8 pixels, 64 px: the CLIP that the outputs were recorded with."""
+"""Architecture of the recorded CLIP: four blocks of width 64, patches of 8 px, images of 64 px."""
 
 open_clip.add_model_config(GOLDEN / f"{BACKBONE}.json")
 
 
 @pytest.fixture(scope="session")
 def golden() -> dict[str, Any]:
-    """The recorded outputs; ``inputs`` are the authors' input tensors, made of their resized 8-bit images."""
+    """Load the recorded outputs. ``inputs`` are the authors' input tensors, computed from their resized images."""
     recorded = torch.load(GOLDEN / "golden.pt", weights_only=True)
     recorded["inputs"] = normalize(recorded["resized"].permute(0, 3, 1, 2) / 255, CLIP_MEAN, CLIP_STD)
     return recorded
@@ -34,13 +34,13 @@ def golden() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def official_adapter() -> Path:
-    """The recorded adapters, in the authors' format."""
+    """Return the file of the recorded adapters in the authors' format."""
     return GOLDEN / "golden_adapter_official.pth"
 
 
 @pytest.fixture(scope="session")
 def clip_weights(golden: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recorded CLIP's state dict, as a file. Only the token embeddings that the prompts use are not zero."""
+    """Write the state dict of the recorded CLIP. Token embeddings that the prompts do not use are zero."""
     weights: dict[str, Tensor] = {name: value.float() for name, value in golden["clip"].items()}
     embedding = torch.zeros(golden["config"]["text_cfg"]["vocab_size"], golden["token_rows"].shape[1])
     embedding[golden["token_ids"]] = golden["token_rows"].float()
@@ -52,7 +52,7 @@ def clip_weights(golden: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def make_model(golden: dict[str, Any], clip_weights: Path, official_adapter: Path) -> Callable[..., AprilGanModel]:
-    """Make the plain model that the outputs were recorded with; arguments may be overridden."""
+    """Make the plain model of the recorded outputs; arguments may be overridden."""
 
     def make(**overrides: Any) -> AprilGanModel:
         arguments: dict[str, Any] = {
@@ -70,7 +70,7 @@ def make_model(golden: dict[str, Any], clip_weights: Path, official_adapter: Pat
 
 @pytest.fixture
 def make_lightning_model(clip_weights: Path, official_adapter: Path) -> Callable[..., AprilGan]:
-    """Make anomalib's model of the small CLIP, at 64 px with stages 2 and 4; arguments may be overridden."""
+    """Make an ``AprilGan`` with the recorded CLIP, 64 px and stages 2 and 4; arguments may be overridden."""
 
     def make(**overrides: Any) -> AprilGan:
         arguments: dict[str, Any] = {
@@ -87,6 +87,6 @@ def make_lightning_model(clip_weights: Path, official_adapter: Path) -> Callable
 
 @pytest.fixture(scope="session")
 def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample data set: MVTec AD's folders, three categories, 64 px."""
+    """Write a sample data set in the layout of MVTec AD: three categories, 64 px."""
     root = tmp_path_factory.mktemp("sample")
     return write_sample_data(root, ("brick", "coins", "gravel"), size=64, train=6, test=3)

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Adapters, the files they are kept in, and what keeps them from fitting."""
+"""Adapters, their files, and conflicts between adapters and a model."""
 
 import pickle
 from dataclasses import replace
@@ -65,7 +65,7 @@ def test_each_stage_has_its_own_linear_layer():
                 torch.testing.assert_close(adapted[image, patch], expected / expected.square().sum().sqrt())
 
 
-def test_the_number_of_stages_must_be_right():
+def test_another_number_of_stages_is_refused():
     with pytest.raises(ValueError, match="zip"):
         StageAdapters(2, width=6, embed_dim=4)([torch.zeros(1, 5, 6)])
 
@@ -73,7 +73,7 @@ def test_the_number_of_stages_must_be_right():
 # ---- Files --------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_adapters_are_read_unchanged(tmp_path):
     path = write_adapters(tmp_path / "new" / "folder" / "adapters.safetensors", fresh_weights(), ORIGIN)
     weights, origin = read_adapters(str(path))
     assert_same(weights, fresh_weights())
@@ -86,19 +86,19 @@ def test_weights_that_share_memory_or_are_transposed_can_be_written(tmp_path):
     assert_same(read, weights)
 
 
-def test_the_authors_format(tmp_path):
+def test_the_authors_format_is_read(tmp_path):
     torch.save({"trainable_linearlayer": fresh_weights()}, tmp_path / "theirs.pth")
     weights, origin = read_adapters(tmp_path / "theirs.pth")
     assert_same(weights, fresh_weights())
     assert origin == AdapterOrigin(quick_gelu=False)
 
 
-def test_the_recorded_file_of_the_authors(golden, official_adapter):
+def test_the_recorded_file_of_the_authors_is_read(golden, official_adapter):
     weights, _ = read_adapters(official_adapter)
     assert_same(weights, dict(golden["adapter_before"]))
 
 
-def test_a_checkpoint_of_the_lightning_model(tmp_path):
+def test_a_checkpoint_of_the_lightning_model_is_read(tmp_path):
     state = {f"model.adapters.{name}": value for name, value in fresh_weights().items()}
     state |= {"model._extra_state": {"origin": ORIGIN.to_dict()}, "model.text_features": torch.zeros(2, 4)}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "last.ckpt")
@@ -108,7 +108,7 @@ def test_a_checkpoint_of_the_lightning_model(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["", "adapters."])
-def test_a_bare_state_dict(tmp_path, prefix):
+def test_a_state_dict_without_origin_is_read(tmp_path, prefix):
     torch.save({prefix + name: value for name, value in fresh_weights().items()}, tmp_path / "bare.pt")
     weights, origin = read_adapters(tmp_path / "bare.pt")
     assert_same(weights, fresh_weights())
@@ -150,7 +150,7 @@ def test_a_truncated_file_is_refused_by_name(tmp_path, suffix, share):
     [b"<!DOCTYPE html><html>Not found</html>", b"\x00" * 64, b"version https://git-lfs.github.com/spec/v1\n", b"("],
     ids=["html", "zeros", "git-lfs pointer", "bracket"],
 )
-def test_a_foreign_file_is_refused_by_name(tmp_path, suffix, content):
+def test_a_file_of_another_format_is_refused_by_name(tmp_path, suffix, content):
     path = tmp_path / f"adapters{suffix}"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="adapter") as error:
@@ -158,8 +158,8 @@ def test_a_foreign_file_is_refused_by_name(tmp_path, suffix, content):
     assert str(path) in str(error.value)
 
 
-def test_a_web_page_in_place_of_a_file_is_not_said_to_run_code(tmp_path):
-    """What a download link most often gives instead of the file; the remedy is another one."""
+def test_a_web_page_is_refused_without_a_warning_about_code(tmp_path):
+    """Many download links return a web page instead of the file."""
     (tmp_path / "adapters.pth").write_bytes(b"<!DOCTYPE html><html>Not found</html>")
     with pytest.raises(ValueError, match="adapter") as error:
         read_adapters(tmp_path / "adapters.pth")
@@ -167,7 +167,7 @@ def test_a_web_page_in_place_of_a_file_is_not_said_to_run_code(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["torch.save", "pickle"])
-def test_a_file_that_wants_to_run_code_does_not(tmp_path, zipped):
+def test_a_file_with_code_is_refused_and_its_code_is_not_run(tmp_path, zipped):
     path, trace = tmp_path / "adapters.pth", tmp_path / "trace"
     content = {"trainable_linearlayer": fresh_weights() | {"fc.2.weight": RunsCode(trace)}}
     if zipped:
@@ -234,7 +234,7 @@ def test_damaged_metadata_are_refused_by_name(tmp_path, metadata):
     assert str(tmp_path / "a.safetensors") in str(error.value)
 
 
-def test_another_number_of_adapters_than_announced_is_refused(tmp_path):
+def test_a_number_of_adapters_that_contradicts_the_metadata_is_refused(tmp_path):
     path = write_adapters(tmp_path / "a.safetensors", fresh_weights(), replace(ORIGIN, layers=(3, 6, 9)))
     with pytest.raises(ValueError, match=r"\(3, 6, 9\), but it holds 2 adapters"):
         read_adapters(path)
@@ -248,7 +248,7 @@ def test_another_suffix_is_refused_before_anything_is_written(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = write_adapters(tmp_path / "a.safetensors", fresh_weights(), ORIGIN)
 
     write_bytes = Path.write_bytes
@@ -274,7 +274,7 @@ def test_writing_again_replaces_the_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-# ---- What adapters belong to --------------------------------------------------------------------------------------
+# ---- Origin of adapters -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -322,11 +322,11 @@ def test_all_conflicts_are_named():
         "a file that tells nothing",
     ],
 )
-def test_what_fits(change, model_change):
+def test_differences_that_are_no_conflict(change, model_change):
     assert replace(ORIGIN, **change).conflicts_with(replace(ORIGIN, **model_change)) == []
 
 
-def test_an_origin_is_plain_data_and_back():
+def test_an_origin_is_restored_from_plain_data():
     fields = ORIGIN.to_dict()
     assert all(isinstance(value, str | bool | int | list) for value in fields.values())
     assert AdapterOrigin.from_dict(fields | {"of a later version": 1}) == ORIGIN

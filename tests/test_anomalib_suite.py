@@ -1,4 +1,4 @@
-"""What anomalib's own suite asks of every name in `list_models()`: fit, test, train, validate, predict."""
+"""The test that anomalib's suite runs for each name in `list_models()`: fit, test, train, validate, predict."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from anomalib.models import AnomalibModule, get_model, list_models
 
 @pytest.mark.parametrize("adapter", ["given", None])
 class TestApi:
-    """As in anomalib's integration tests: one project folder, the checkpoint of the first step used in the others."""
+    """As in anomalib's integration tests, all steps use one project folder and the checkpoint of the first step."""
 
     @pytest.fixture
     def parts(
@@ -31,7 +31,7 @@ class TestApi:
         checkpoint = tmp_path / "AprilGan" / "MVTecAD" / "gravel" / "v0" / "weights" / "lightning" / "model.ckpt"
         return get_model("april_gan", **small), datamodule, engine, checkpoint
 
-    def test_all_verbs_one_after_the_other(self, parts: Any, adapter: str | None, tmp_path: Path) -> None:
+    def test_all_engine_methods_in_sequence(self, parts: Any, adapter: str | None, tmp_path: Path) -> None:
         model, datamodule, engine, checkpoint = parts
         engine.fit(model=model, datamodule=datamodule)
         assert checkpoint.is_file()

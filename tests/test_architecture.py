@@ -1,4 +1,4 @@
-"""The folders of the package and the direction of imports: from the command line down to the method and its files."""
+"""Layers of the package and the direction of imports, from the command line down to method and files."""
 
 import ast
 from pathlib import Path
@@ -18,29 +18,29 @@ torch_model
 method
 files
 """
-"""From top to bottom. A name is a module, or a folder with all that is in it. A module may import modules of lower
-lines, and those of its own line up to the next bar: what a bar separates must not import each other."""
+"""Layers from top to bottom. A name is a module, or a folder with all its modules. A module may import modules of lower
+lines, and modules of its own line between the same bars."""
 
 BOXES = [
     (depth, frozenset(box.split())) for depth, line in enumerate(LAYOUT.strip().splitlines()) for box in line.split("|")
 ]
 
 WITHOUT_MODELS = ("demo.drawing.scenes", "demo.sample_data", "pretraining.drawn_files", "comparison.report")
-"""Modules that, with all that they import of ours, work without torch, Lightning and open_clip."""
+"""Modules that import torch, Lightning and open_clip neither themselves nor by other modules of the package."""
 
 
 def name_of(path: Path) -> str:
-    """A file's module name within the package; a folder's own name for its `__init__.py`."""
+    """Return the module name of a file within the package; for `__init__.py`, the name of its folder."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 FILES = {name: path for path in sorted(PACKAGE.rglob("*.py")) if (name := name_of(path))}
-"""All modules but the package's own `__init__.py`, which names the public classes."""
+"""All modules except the `__init__.py` of the package, which contains the public names."""
 
 
 def imports_of(path: Path) -> set[str]:
-    """Full names of the imported modules, wherever in the file the import stands."""
+    """Return the full names of all modules that a file imports, also within functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -60,19 +60,19 @@ OURS = {
 
 
 def boxes_of(module: str) -> list[tuple[int, frozenset[str]]]:
-    """Depth and names of the boxes that a module is in."""
+    """Return depth and names of the layers that contain a module."""
     return [
         (depth, box) for depth, box in BOXES if any(module == name or module.startswith(f"{name}.") for name in box)
     ]
 
 
 def importing(module: str, packages: set[str]) -> set[str]:
-    """What a module imports of these packages."""
+    """Return the modules of these packages that a module imports."""
     return {name for name in IMPORTS[module] if name.partition(".")[0] in packages}
 
 
 def with_dependencies(module: str) -> set[str]:
-    """A module and all of ours that it imports, directly or not."""
+    """Return a module and all modules of the package that it imports, directly or indirectly."""
     found, left = set(), {module}
     while left:
         found.add(one := left.pop())
@@ -80,7 +80,7 @@ def with_dependencies(module: str) -> set[str]:
     return found
 
 
-def test_every_module_has_its_place() -> None:
+def test_each_module_is_in_exactly_one_layer() -> None:
     places = {module: boxes_of(module) for module in FILES}
     assert not {module: found for module, found in places.items() if len(found) != 1}
     assert {name for _, box in BOXES for name in box} == {
@@ -103,8 +103,8 @@ def test_only_one_file_imports_open_clip() -> None:
     assert [module for module in FILES if importing(module, {"open_clip"})] == ["method.towers"]
 
 
-def test_the_method_does_not_know_anomalib() -> None:
-    """The plain model needs anomalib for one thing: the type of its prediction."""
+def test_the_method_does_not_import_anomalib() -> None:
+    """torch_model imports only the type of its prediction from anomalib."""
     ((depth, _),) = boxes_of("torch_model")
     below = [module for module in FILES if boxes_of(module)[0][0] > depth]
     assert {"method.towers", "method.prompts", "files.published"} < set(below)
@@ -112,18 +112,18 @@ def test_the_method_does_not_know_anomalib() -> None:
     assert importing("torch_model", {"anomalib", "lightning"}) == {"anomalib.data"}
 
 
-def test_the_boxes_of_the_figure_do_not_import_each_other() -> None:
+def test_the_parts_of_the_method_do_not_import_each_other() -> None:
     boxes = {f"method.{name}" for name in ("adapters", "memory_bank", "scoring", "losses", "prompts")}
     assert not {box: OURS[box] for box in boxes if OURS[box]}
 
 
-def test_the_drawing_stands_alone() -> None:
+def test_the_drawing_imports_nothing_else_of_the_package() -> None:
     drawing = [module for module in FILES if f"{module}.".startswith("demo.drawing.")]
     assert "demo.drawing.scenes" in drawing
     assert not {module: found for module in drawing if (found := OURS[module] - set(drawing))}
 
 
-def test_pictures_and_reports_are_made_without_models() -> None:
+def test_drawing_and_reports_do_not_import_torch() -> None:
     heavy = {"torch", "lightning", "open_clip"}
     for start in WITHOUT_MODELS:
         assert len(with_dependencies(start)) > 1

@@ -10,7 +10,7 @@ from anomalib_aprilgan.cli import main
 from anomalib_aprilgan.files.adapter_files import read_adapters
 
 
-def test_the_command_is_installed_and_its_help_is_quick_to_import() -> None:
+def test_the_command_is_installed_and_its_help_does_not_import_torch() -> None:
     code = """
 import contextlib, io, sys
 from anomalib_aprilgan.cli import main
@@ -23,13 +23,13 @@ print("sample-data" in output.getvalue(), "torch" in sys.modules, "anomalib" in 
     assert Path(sys.executable).with_name("anomalib-aprilgan").is_file()
 
 
-def test_sample_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sample_data_writes_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["sample-data", str(tmp_path), "--size=32", "--train=2", "--test=1"])
     assert len(list(tmp_path.rglob("*.png"))) == 6 * (2 + 1 + 3 + 3)
     assert "brick" in capsys.readouterr().out
 
 
-def test_extract(tmp_path: Path, official_adapter: Path) -> None:
+def test_extract_writes_the_same_adapters(tmp_path: Path, official_adapter: Path) -> None:
     output = tmp_path / "adapters.safetensors"
     main(["extract", str(official_adapter), str(output)])
     (weights, origin), (expected, _) = read_adapters(output), read_adapters(official_adapter)
@@ -37,7 +37,7 @@ def test_extract(tmp_path: Path, official_adapter: Path) -> None:
     assert origin.quick_gelu is False
 
 
-def test_faults_are_one_line(tmp_path: Path) -> None:
+def test_errors_are_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"^anomalib-aprilgan extract: .*no existing file"):
         main(["extract", str(tmp_path / "absent.pth"), str(tmp_path / "out.safetensors")])
     with pytest.raises(SystemExit, match="2"):

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The frozen CLIP: recorded features, every way to give weights, and what is refused."""
+"""The frozen CLIP: recorded features, formats of weight files, and error messages."""
 
 import pickle
 import warnings
@@ -25,7 +25,7 @@ from anomalib_aprilgan.method.scoring import average_states
 
 BACKBONE = "golden-vit"
 SENTENCES = ["a photo of a cable.", "a jpeg corrupted photo of the pipe_fryum without damage.", "", "cable " * 100]
-"""Short, long, empty, and longer than the context."""
+"""A short, a long and an empty sentence, and a sentence that is longer than the context."""
 
 
 class RunsCode:
@@ -51,7 +51,7 @@ def make_clip(golden: dict[str, Any], clip_weights: Path) -> Callable[..., Clip]
 
 @pytest.fixture
 def make_variant(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Register a variant of the recorded architecture for the test's duration; return its name."""
+    """Register a variant of the recorded architecture during a test, and return its name."""
 
     def make(vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None, **changes: Any) -> str:
         config = deepcopy(open_clip.get_model_config(BACKBONE)) | changes
@@ -89,13 +89,13 @@ def test_text_features_are_the_recorded_ones(golden, make_clip):
 
 
 @pytest.mark.parametrize("sentences", [SENTENCES, SENTENCES[:2], SENTENCES[:1], SENTENCES[2:3]])
-def test_cutting_sentences_behind_the_end_token_is_exact(make_clip, sentences):
+def test_text_features_without_padding_are_exact(make_clip, sentences):
     clip = make_clip()
     expected = clip.towers.encode_text(open_clip.get_tokenizer(BACKBONE)(sentences))
     torch.testing.assert_close(clip.encode_text(sentences), expected, atol=1e-5, rtol=0)
 
 
-def test_only_the_longest_sentence_s_tokens_are_computed(make_clip):
+def test_padding_is_not_computed(make_clip):
     clip, lengths = make_clip(), []
     clip.towers.ln_final.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
     clip.encode_text(SENTENCES[:1])
@@ -108,7 +108,7 @@ def test_only_the_longest_sentence_s_tokens_are_computed(make_clip):
     ids=lambda text: "-".join(map(str, *text.items())),
 )
 @pytest.mark.parametrize("custom_text", [False, True], ids=["standard", "custom text tower"])
-def test_text_towers_that_must_not_be_cut_are_not(make_clip, make_variant, text, custom_text):
+def test_other_text_towers_get_padded_sentences(make_clip, make_variant, text, custom_text):
     clip = make_clip(backbone=make_variant(text=text, custom_text=custom_text), pretrained=None)
     expected = clip.towers.encode_text(open_clip.get_tokenizer("variant")(SENTENCES))
     torch.testing.assert_close(clip.encode_text(SENTENCES), expected, atol=1e-5, rtol=0)
@@ -120,8 +120,8 @@ def test_a_custom_text_tower_gives_the_same_features(make_clip, make_variant):
     assert_same_features(variant, make_clip())
 
 
-def test_text_features_may_take_part_in_training(make_clip):
-    """What comes out of inference mode as it is could not be saved for a backward pass."""
+def test_text_features_from_inference_mode_can_be_trained_with(make_clip):
+    """torch cannot save inference tensors for the backward pass."""
     with torch.inference_mode():
         features = make_clip().encode_text(SENTENCES[:1])
     weight = torch.ones(32, requires_grad=True)
@@ -143,8 +143,8 @@ def test_image_features_are_the_recorded_ones(golden, make_clip):
     [{}, {"final_ln_after_pool": True}, {"pool_type": "avg"}, {"no_ln_pre": True}, {"ls_init_value": 0.1}],
     ids=lambda vision: "-".join(map(str, *vision.items())) if vision else "standard",
 )
-def test_the_embedding_is_open_clip_s_own(make_clip, make_variant, vision, size):
-    """The pass that yields the stages must end where open_clip's own does, whichever kind of ViT it is."""
+def test_the_image_embedding_is_that_of_open_clip(make_clip, make_variant, vision, size):
+    """The pass through the tower must give the same embedding as open_clip, for each kind of ViT."""
     clip = make_clip(backbone=make_variant(vision=vision), pretrained=None, image_size=size)
     images = random_images(size=size)
     expected = clip.towers.encode_image(images)
@@ -177,7 +177,7 @@ def test_one_pass_serves_all_stages(make_clip):
     assert len(calls) == len(set(calls)) == 5
 
 
-def test_only_the_wanted_stages_are_kept(make_clip):
+def test_only_the_requested_stages_are_returned(make_clip):
     assert list(make_clip().encode_image(random_images(1), [3]).tokens) == [3]
 
 
@@ -211,36 +211,36 @@ def test_random_weights_get_a_resized_positional_embedding_too(make_clip):
     assert torch.equal(large.positional_embedding, expected)
 
 
-# ---- Frozen, invisible, reproducible ------------------------------------------------------------------------------
+# ---- State and random weights -------------------------------------------------------------------------------------
 
 
-def test_it_is_frozen(make_clip):
+def test_clip_computes_no_gradients(make_clip):
     clip = make_clip()
     assert not any(parameter.requires_grad for parameter in clip.parameters())
     images = random_images(1).requires_grad_()
     assert not clip.encode_image(images, (1,)).tokens[1].requires_grad
 
 
-def test_it_stays_in_evaluation_mode(make_clip):
+def test_clip_stays_in_evaluation_mode(make_clip):
     clip = make_clip()
     nn.Sequential(clip).train()
     assert clip.train() is clip
     assert not any(module.training for module in clip.modules())
 
 
-def test_patch_dropout_never_takes_part(make_clip, make_variant):
+def test_patch_dropout_is_inactive(make_clip, make_variant):
     clip = make_clip(backbone=make_variant(vision={"patch_dropout": 0.5})).train()
     assert clip.encode_image(random_images(1), (4,)).tokens[4].shape == (1, 144, 64)
 
 
-def test_a_state_dict_holds_nothing_of_it(make_clip):
+def test_a_state_dict_does_not_contain_clip(make_clip):
     clip = make_clip()
     assert clip.state_dict() == {}
     model = nn.ModuleDict({"clip": clip, "adapter": nn.Linear(2, 2)})
     assert set(model.state_dict()) == {"adapter.weight", "adapter.bias"}
 
 
-def test_a_state_dict_without_it_can_be_loaded_strictly(make_clip):
+def test_a_state_dict_without_clip_can_be_loaded_strictly(make_clip):
     model = nn.ModuleDict({"clip": make_clip(), "adapter": nn.Linear(2, 2)})
     before = {name: value.clone() for name, value in model["clip"].named_parameters()}
     state = {"adapter.weight": torch.ones(2, 2), "adapter.bias": torch.ones(2)}
@@ -262,7 +262,7 @@ def test_random_weights_are_the_same_each_time_and_leave_the_random_state_alone(
     assert first.fingerprint == second.fingerprint
 
 
-def test_the_fingerprint_tells_weights_apart_but_not_image_sizes(make_clip):
+def test_the_fingerprint_depends_on_the_weights_but_not_on_the_image_size(make_clip):
     assert make_clip(image_size=64).fingerprint == make_clip(image_size=96, quick_gelu=True).fingerprint
     assert make_clip().fingerprint != make_clip(pretrained=None).fingerprint
 
@@ -279,7 +279,7 @@ def test_quick_gelu_changes_both_towers(make_clip):
     assert (gelu.encode_text(SENTENCES) - quick.encode_text(SENTENCES)).abs().max() > 1e-3
 
 
-def test_an_architecture_with_quick_gelu_keeps_it(make_clip, make_variant):
+def test_an_architecture_with_quick_gelu_always_uses_it(make_clip, make_variant):
     clip = make_clip(backbone=make_variant(quick_gelu=True))
     assert clip.quick_gelu
     assert_same_features(clip, make_clip(quick_gelu=True))
@@ -290,11 +290,11 @@ def test_the_registered_architecture_is_not_changed(make_clip):
     assert "quick_gelu" not in open_clip.get_model_config(BACKBONE)
 
 
-# ---- Which architectures ------------------------------------------------------------------------------------------
+# ---- Architectures ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backbone", ["RN50", "ViT-B-16-SigLIP", "coca_ViT-B-32", "convnext_base"])
-def test_other_towers_are_refused(backbone):
+def test_other_architectures_are_refused(backbone):
     with pytest.raises(ValueError, match="standard ViT") as error:
         Clip(backbone, None, 224, quick_gelu=False)
     assert backbone in str(error.value)
@@ -311,7 +311,7 @@ def test_other_ways_of_pooling_are_refused(make_clip, make_variant, vision):
     ("backbone", "near"),
     [("ViT-L14-336", "ViT-L-14-336"), ("ViTB16", "ViT-B-16"), ("golden_vit", BACKBONE), ("?", "ViT-L-14-336")],
 )
-def test_an_unknown_architecture_suggests_near_names(backbone, near):
+def test_an_unknown_architecture_is_refused_with_similar_names(backbone, near):
     with pytest.raises(ValueError, match="Did you mean") as error:
         Clip(backbone, None, 224, quick_gelu=False)
     assert repr(backbone) in str(error.value)
@@ -349,7 +349,7 @@ def as_distributed_checkpoint(weights: dict[str, Tensor], folder: Path) -> Path:
 
 
 def as_half_precision(weights: dict[str, Tensor], folder: Path) -> Path:
-    torch.save({name: value.half() for name, value in weights.items()}, folder / "half.pt")  # recorded as such
+    torch.save({name: value.half() for name, value in weights.items()}, folder / "half.pt")  # lossless
     return folder / "half.pt"
 
 
@@ -371,10 +371,10 @@ def as_torchscript(weights: dict[str, Tensor], folder: Path) -> Path:
     clip.towers.load_state_dict(weights)
     visual, images = clip.towers.visual, random_images(1, 64)
     tokens = torch.zeros(1, 77, dtype=torch.long)
-    del visual.image_size, visual.grid_size  # attributes that a trace does not need and could not keep
+    del visual.image_size, visual.grid_size  # a trace cannot store these attributes
     mask = clip.towers.attn_mask
     del clip.towers.attn_mask
-    clip.towers.attn_mask = mask  # no buffer, so that the archive holds none: OpenAI's do not
+    clip.towers.attn_mask = mask  # no buffer, since OpenAI's archives contain no mask
     traced = torch.jit.trace_module(clip.towers, {"encode_image": images, "encode_text": tokens}, check_trace=False)
     traced.save(str(folder / "archive.pt"))
     return folder / "archive.pt"
@@ -392,22 +392,22 @@ def as_torchscript(weights: dict[str, Tensor], folder: Path) -> Path:
         as_torchscript,
     ],
 )
-def test_weights_may_come_in_many_files(make_clip, weights, tmp_path, write):
+def test_weights_are_read_from_each_file_format(make_clip, weights, tmp_path, write):
     clip = make_clip(pretrained=str(write(weights, tmp_path)))
     assert all(parameter.dtype == torch.float32 for parameter in clip.parameters())
     assert_same_features(clip, make_clip())
 
 
 @IGNORE_TRACING_WARNINGS
-def test_an_archive_is_read_without_warnings(make_clip, weights, tmp_path):
-    """Nobody who uses OpenAI's weights can do anything about what torch thinks of TorchScript."""
+def test_a_torchscript_archive_is_read_without_warnings(make_clip, weights, tmp_path):
+    """Users of OpenAI's weights cannot avoid TorchScript, which torch has deprecated."""
     path = as_torchscript(weights, tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_clip(pretrained=path)
 
 
-def test_the_recorded_weights_are_loaded_at_all(make_clip, weights):
+def test_weights_are_loaded(make_clip, weights):
     clip = make_clip(image_size=64)
     state = clip.towers.state_dict()
     assert all(torch.equal(state[name], value) for name, value in weights.items())
@@ -459,7 +459,7 @@ def test_an_unknown_tag_is_refused(backbone, tags, pretrained):
         ("ViT-B-16", "laion2b_s34b_b88k", "https://huggingface.co/laion/CLIP-ViT-B-16-laion2B-s34B-b88K"),
     ],
 )
-def test_a_failed_download_says_what_to_put_where(monkeypatch, tmp_path, backbone, tag, address):
+def test_a_failed_download_names_urls_and_paths(monkeypatch, tmp_path, backbone, tag, address):
     def fail(*args: Any, **kwargs: Any) -> str:
         msg = "no route to host"
         raise ConnectionError(msg)
@@ -486,8 +486,8 @@ def test_a_truncated_file_is_refused_by_name(make_clip, weights, tmp_path, write
     assert str(path) in str(error.value)
 
 
-def test_a_web_page_in_place_of_a_file_is_not_said_to_run_code(make_clip, tmp_path):
-    """What a download link most often gives instead of the file; the remedy is another one."""
+def test_a_web_page_is_refused_without_a_warning_about_code(make_clip, tmp_path):
+    """Many download links return a web page instead of the file."""
     (tmp_path / "clip.pt").write_bytes(b"<!DOCTYPE html><html>Not found</html>")
     with pytest.raises(ValueError, match="CLIP weights") as error:
         make_clip(pretrained=tmp_path / "clip.pt")
@@ -496,7 +496,7 @@ def test_a_web_page_in_place_of_a_file_is_not_said_to_run_code(make_clip, tmp_pa
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["torch.save", "pickle"])
-def test_a_file_that_wants_to_run_code_does_not(make_clip, weights, tmp_path, zipped):
+def test_a_file_with_code_is_refused_and_its_code_is_not_run(make_clip, weights, tmp_path, zipped):
     path, trace = tmp_path / "clip.pt", tmp_path / "trace"
     content = {"state_dict": {"visual.proj": weights["visual.proj"], "code": RunsCode(trace)}}
     if zipped:

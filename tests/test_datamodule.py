@@ -1,4 +1,4 @@
-"""The auxiliary training data, on the directory trees of anomalib's data sets."""
+"""Auxiliary training data, with the folder layouts of anomalib's data sets."""
 
 import shutil
 from pathlib import Path
@@ -30,7 +30,7 @@ def mpdd(root: Path, sample: Path) -> AnomalibDataModule:
 
 
 def visa(root: Path, sample: Path) -> AnomalibDataModule:
-    """VisA after anomalib's conversion: one kind of defect, called bad."""
+    """Make VisA in the layout of anomalib's conversion: all defects are called bad."""
     for name in NAMES:
         source, target = sample / name, root / "visa" / "visa_pytorch" / name
         shutil.copytree(source / "train", target / "train")
@@ -46,7 +46,7 @@ def visa(root: Path, sample: Path) -> AnomalibDataModule:
 
 
 def btech(root: Path, sample: Path) -> AnomalibDataModule:
-    """BTech: normal is ok, abnormal is ko, masks have the images' names."""
+    """Make BTech: normal images are called ok, abnormal ones ko, and masks have the names of their images."""
     for name in NAMES:
         source, target = sample / name, root / "BTech" / name
         shutil.copytree(source / "train" / "good", target / "train" / "ok")
@@ -65,7 +65,7 @@ TREES = {"MVTecAD": mvtec, "MPDD": mpdd, "Visa": visa, "BTech": btech}
 
 
 def folder(sample: Path, name: str = "coins", **overrides: object) -> Folder:
-    """A user's own folder; anomalib would take half of its test images for validation."""
+    """Make a ``Folder`` datamodule; by default, anomalib uses half of its test images for validation."""
     arguments = {
         "root": sample / name,
         "normal_dir": "train/good",
@@ -83,7 +83,7 @@ def set_up(source: AnomalibDataModule | list[AnomalibDataModule], **arguments: o
 
 
 @pytest.mark.parametrize("tree", TREES)
-def test_every_category_of_a_data_set_is_taken_whole(tree: str, tmp_path: Path, sample_root: Path) -> None:
+def test_all_images_of_all_categories_are_used(tree: str, tmp_path: Path, sample_root: Path) -> None:
     datamodule = set_up(TREES[tree](tmp_path, sample_root))
     samples = datamodule.train_data.samples
     assert samples.groupby("class_name").size().to_dict() == dict.fromkeys(NAMES, IMAGES_PER_CATEGORY)
@@ -93,7 +93,7 @@ def test_every_category_of_a_data_set_is_taken_whole(tree: str, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("tree", TREES)
-def test_each_image_carries_its_own_class_name_and_mask(tree: str, tmp_path: Path, sample_root: Path) -> None:
+def test_each_image_has_its_class_name_and_mask(tree: str, tmp_path: Path, sample_root: Path) -> None:
     datamodule = set_up(TREES[tree](tmp_path, sample_root), train_batch_size=36)
     (batch,) = datamodule.train_dataloader()
     assert isinstance(batch, AuxiliaryBatch)
@@ -117,27 +117,27 @@ def test_a_list_restricts_the_categories(sample_root: Path) -> None:
     assert set(datamodule.train_data.samples.class_name) == {"brick", "gravel"}
 
 
-def test_several_sources_at_once(tmp_path: Path, sample_root: Path) -> None:
+def test_several_sources_are_combined(tmp_path: Path, sample_root: Path) -> None:
     sources = [mvtec(tmp_path, sample_root), btech(tmp_path, sample_root), folder(sample_root, "gravel")]
     datamodule = set_up(sources)
     assert len(datamodule.train_data) == 7 * IMAGES_PER_CATEGORY
     assert datamodule.trained_on[-1] == "gravel/gravel"
 
 
-def test_a_folder_is_one_category_under_its_name_and_loses_no_image_to_validation(sample_root: Path) -> None:
+def test_a_folder_is_one_category_and_its_whole_test_split_is_used(sample_root: Path) -> None:
     datamodule = set_up(folder(sample_root))
     assert len(datamodule.train_data) == IMAGES_PER_CATEGORY
     assert set(datamodule.train_data.samples.class_name) == {"coins"}
 
 
-def test_the_source_is_left_as_it_was(sample_root: Path) -> None:
+def test_the_source_is_not_changed(sample_root: Path) -> None:
     source = MVTecAD(sample_root, category="coins")
     set_up(source)
     assert source.category == "coins"
     assert not hasattr(source, "train_data")
 
 
-def test_mosaics_have_their_probability_and_stay_in_their_category(sample_root: Path) -> None:
+def test_mosaics_occur_with_their_probability_and_within_a_category(sample_root: Path) -> None:
     torch.manual_seed(0)
     never, always, sometimes = (
         set_up(MVTecAD(sample_root, category="coins"), mosaic_probability=probability).train_data
@@ -147,7 +147,7 @@ def test_mosaics_have_their_probability_and_stay_in_their_category(sample_root: 
     assert all(always[index].image.shape == (3, 128, 128) for index in range(12))
     sizes = [sometimes[index].image.shape[-1] for index in range(36)]
     assert 8 < sizes.count(128) < 28
-    # A tile of brick is a crop of the brick photograph: every tile is one of the category's test images.
+    # Each tile of a mosaic equals a test image of the category.
     tests = {path.name: path for path in (sample_root / "brick" / "test").rglob("*.png")}
     assert tests
     brick = [never[index].image for index in range(len(never)) if never[index].class_name == "brick"]
@@ -156,13 +156,13 @@ def test_mosaics_have_their_probability_and_stay_in_their_category(sample_root: 
         tile = item.image[:, row : row + 64, column : column + 64]
         assert any(torch.equal(tile, image) for image in brick)
     assert bool(item.gt_label) == bool(item.gt_mask.any())
-    assert torch.equal(always[5].image, always[5].image)  # seed, epoch and number tell which four
+    assert torch.equal(always[5].image, always[5].image)  # the tiles depend only on seed, epoch and index
     before = always[5].image
     always.epoch = 1
     assert not torch.equal(always[5].image, before)
 
 
-def test_a_mosaic_places_four_tiles_with_their_masks_row_by_row(sample_root: Path) -> None:
+def test_a_mosaic_consists_of_four_images_and_masks_in_row_major_order(sample_root: Path) -> None:
     items = [set_up(folder(sample_root)).train_data[index] for index in (0, 1, 2, 3)]
     items[2].image, items[2].gt_mask = items[2].image[:, :50, :40], items[2].gt_mask[:50, :40]  # another size
     image, mask = mosaic(items)
@@ -173,11 +173,11 @@ def test_a_mosaic_places_four_tiles_with_their_masks_row_by_row(sample_root: Pat
         assert torch.equal(mask[row : row + 64, column : column + 64], item.gt_mask)
 
 
-def test_the_order_depends_on_seed_and_epoch_alone(sample_root: Path) -> None:
+def test_the_order_depends_only_on_seed_and_epoch(sample_root: Path) -> None:
     datamodule = set_up(MVTecAD(sample_root, category="coins"), seed=3)
 
     def order(epoch: int) -> list[str]:
-        torch.rand(epoch + 5)  # the global random state must not matter
+        torch.rand(epoch + 5)  # changes the global random state
         loader = datamodule.train_dataloader()
         loader.sampler.set_epoch(epoch)
         return [path for batch in loader for path in batch.image_path]
@@ -187,7 +187,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(sample_root: Path) -> None:
     assert sorted(order(0)) == sorted(order(1))
 
 
-def test_validation_data_are_watched_and_not_trained_on(sample_root: Path) -> None:
+def test_validation_data_are_not_used_for_training(sample_root: Path) -> None:
     source = MVTecAD(sample_root, category="coins")
     datamodule = set_up(source, categories=["coins"], validation=MVTecAD(sample_root, category="gravel"))
     batches = list(datamodule.val_dataloader())
@@ -197,7 +197,7 @@ def test_validation_data_are_watched_and_not_trained_on(sample_root: Path) -> No
     assert set_up(source).val_dataloader() == []
 
 
-def test_augmentations_see_image_and_mask(sample_root: Path) -> None:
+def test_augmentations_are_applied_to_image_and_mask(sample_root: Path) -> None:
     datamodule = set_up(folder(sample_root), train_augmentations=Resize((32, 48)))
     item = datamodule.train_data[0]
     assert item.image.shape == (3, 32, 48)
@@ -237,7 +237,7 @@ def test_a_source_without_anomalies_is_refused(tmp_path: Path, sample_root: Path
         ({"mosaic_probability": -0.1}, "`mosaic_probability`"),
     ],
 )
-def test_bad_arguments_are_named(arguments: dict[str, object], message: str, sample_root: Path) -> None:
+def test_invalid_arguments_are_named(arguments: dict[str, object], message: str, sample_root: Path) -> None:
     with pytest.raises(ValueError, match=message):
         set_up(MVTecAD(sample_root, category="coins"), **arguments)
 
@@ -253,7 +253,7 @@ def test_a_category_that_is_not_on_disk_is_named(tmp_path: Path) -> None:
         set_up(MVTecAD(tmp_path / "nowhere", category="bottle"))
 
 
-def test_a_defect_that_vanishes_in_resizing_is_still_a_defect(tmp_path: Path, sample_root: Path) -> None:
+def test_an_image_stays_abnormal_if_its_mask_vanishes_by_resizing(tmp_path: Path, sample_root: Path) -> None:
     source = mvtec(tmp_path, sample_root)
     path = tmp_path / "MVTecAD" / "coins" / "ground_truth" / "stain" / "000_mask.png"
     mask = Image.new("L", (64, 64))

@@ -25,7 +25,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Page(HTMLParser):
-    """The text of a page, and the addresses that it loads."""
+    """Parses the text of a page, and the addresses that it loads."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Training in two processes: the same weights as in one with the same effective batch."""
+"""Training in two processes gives the same weights as in one process with the same effective batch size."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ if engine.trainer.is_global_zero:
 """
 
 
-def test_two_processes_train_as_one(clip_weights: Path, sample_root: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_same_weights_as_one(clip_weights: Path, sample_root: Path, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(SCRIPT, encoding="utf-8")
     config = Path(__file__).parent / "golden" / "golden-vit.json"

@@ -1,4 +1,4 @@
-"""The CLIP that comes with the package: at hand without network, and an ordinary one for open_clip."""
+"""The embedded CLIP: it needs no network, and open_clip can build it."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_arguments_that_are_given_are_used_and_only_the_others_get_defaults() ->
 
 
 def test_a_value_that_is_another_backbones_default_is_used_too() -> None:
-    """518 px and "openai" are the defaults of ViT-L-14-336; with ViT-demo both are arguments like any other."""
+    """518 px and "openai" are defaults of ViT-L-14-336, but with ViT-demo they are used and refused as given."""
     model = AprilGan(BACKBONE, image_size=520)
     assert model.model.image_size == 520
     assert model.input_size == (520, 520)
@@ -52,8 +52,8 @@ def test_a_value_that_is_another_backbones_default_is_used_too() -> None:
         AprilGan(BACKBONE, layers=(6, 12, 18, 24))
 
 
-def test_it_works_at_once(sample_root: Path, tmp_path: Path) -> None:
-    """The name of the backbone is all that it takes, zero-shot and few-shot, through anomalib's Engine."""
+def test_it_works_with_the_backbone_as_only_argument(sample_root: Path, tmp_path: Path) -> None:
+    """Test zero-shot and few-shot with anomalib's Engine."""
     for k_shot, learning_type in ((0, LearningType.ZERO_SHOT), (2, LearningType.FEW_SHOT)):
         model = AprilGan(backbone=BACKBONE, k_shot=k_shot, visualizer=False)
         assert model.learning_type == learning_type
@@ -67,7 +67,7 @@ def test_it_works_at_once(sample_root: Path, tmp_path: Path) -> None:
         assert all(torch.equal(model.model.adapters.state_dict()[name], value) for name, value in shipped.items())
 
 
-def test_it_is_an_ordinary_model_of_open_clip() -> None:
+def test_it_is_registered_with_open_clip() -> None:
     ordinary = open_clip.create_model(BACKBONE, pretrained=str(WEIGHTS)).eval()
     model = AprilGanModel(BACKBONE)
     images = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
@@ -91,7 +91,7 @@ def test_its_adapters_fit_no_other_weights() -> None:
         AprilGanModel("ViT-S-16-alt", pretrained=None, image_size=32, layers=(3, 6, 9, 12), adapter=TAG)
 
 
-def test_names_that_it_does_not_know_share_a_row() -> None:
+def test_words_outside_the_training_captions_share_one_embedding() -> None:
     embedding = build_towers(BACKBONE, TAG, IMAGE_SIZE, quick_gelu=False).token_embedding.weight
     tokenizer = tokenizer_of(BACKBONE)
 
@@ -104,13 +104,13 @@ def test_names_that_it_does_not_know_share_a_row() -> None:
     assert len(rows.unique(dim=0)) == len(rows)
 
 
-def test_what_ships_is_small() -> None:
+def test_packaged_files_are_small() -> None:
     package = Path(anomalib_aprilgan.__file__).parent
-    files = [path for name in ("weights", "demo") for path in (package / name).rglob("*") if path.suffix != ".pyc"]
+    files = [path for name in ("files", "demo") for path in (package / name).rglob("*") if path.suffix != ".pyc"]
     assert sum(path.stat().st_size for path in files) < 15e6
 
 
-def test_the_model_card_tells_the_numbers_that_matter() -> None:
+def test_the_model_card_names_command_and_kinds() -> None:
     card = (embedded.FOLDER / "README.md").read_text(encoding="utf-8")
     assert "anomalib-aprilgan pretrain" in card
     for kind in HELD_OUT_KINDS:
@@ -119,8 +119,8 @@ def test_the_model_card_tells_the_numbers_that_matter() -> None:
 
 
 @pytest.mark.parametrize("kind", [KINDS[0], HELD_OUT_KINDS[0]])
-def test_sentences_about_damage_lie_nearer_to_damage(kind: str) -> None:
-    """The text tower has learned the words of the states, whatever they are about."""
+def test_sentences_of_the_same_state_are_more_similar(kind: str) -> None:
+    """The text tower has learned the words of the states for known and unknown kinds."""
     model = AprilGanModel(BACKBONE)
     words = ("flawless", "perfect", "damaged", "broken")
     flawless, perfect, damaged, broken = torch.nn.functional.normalize(

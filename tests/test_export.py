@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Exported models: the Engine's answers on the same image files, from one file that tells what it is."""
+"""Exported models: the same predictions as the Engine, metadata, compression, and error messages."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ from anomalib_aprilgan.export.quantization import compress_weights, quantize, qu
 from anomalib_aprilgan.method.clip import Clip
 
 PRECISE = {"INFERENCE_PRECISION_HINT": "f32"}
-"""OpenVINO's own choice is bf16 where the CPU has it."""
+"""Without this option, OpenVINO computes in bf16 if the CPU supports it."""
 
 SIZES = [(96, 96), (64, 64), (200, 120), (97, 300), (640, 480), (33, 50)]
 SIDE = 96
@@ -43,7 +43,7 @@ Predict = Callable[[NDArray[Any]], Answer]
 
 
 class Exported(NamedTuple):
-    """A calibrated model, what the Engine says of some image files, and the model's exported files."""
+    """A calibrated model, the Engine's predictions for some image files, and the exported files."""
 
     model: AprilGan
     engine: Engine
@@ -52,7 +52,7 @@ class Exported(NamedTuple):
 
     def file(self, kind: str) -> Path:
         path = self.root / "weights" / kind / f"model.{SUFFIXES[kind]}"
-        return path if path.is_file() else self.file("onnx")  # which OpenVINO reads as well
+        return path if path.is_file() else self.file("onnx")  # OpenVINO reads ONNX files, too
 
 
 def data(root: Path, category: str = "gravel") -> MVTecAD:
@@ -65,7 +65,7 @@ def quiet_engine(folder: Path) -> Engine:
 
 
 def answer(prediction: Any) -> Answer:
-    """Give what was predicted its shapes: inferencers of anomalib differ in them."""
+    """Convert a prediction to arrays of equal shapes, which differ between anomalib's inferencers."""
     shapes = {"pred_score": (-1,), "pred_label": (-1,), "anomaly_map": (-1, SIDE, SIDE), "pred_mask": (-1, SIDE, SIDE)}
     return {name: np.asarray(getattr(prediction, name)).reshape(shape) for name, shape in shapes.items()}
 
@@ -83,7 +83,7 @@ def open_vino(path: Path, config: dict[str, Any] = PRECISE) -> Predict:
 
 @pytest.fixture(scope="module")
 def files(sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of image files of several sizes and formats."""
+    """Write a folder of image files of several sizes and formats."""
     folder = tmp_path_factory.mktemp("files")
     sources = sorted((sample_root / "gravel" / "test").rglob("*.png"))[: len(SIZES)]
     for number, (source, size) in enumerate(zip(sources, SIZES, strict=True)):
@@ -101,21 +101,21 @@ def exported(
     model = AprilGan(backbone="ViT-demo", k_shot=request.param)
     engine = quiet_engine(root)
     engine.test(model, datamodule=data(sample_root), verbose=False)
-    for kind in ("torch", "onnx", "openvino") if model.k_shot else ("torch", "onnx"):  # each takes its time
+    for kind in ("torch", "onnx", "openvino") if model.k_shot else ("torch", "onnx"):  # to save time
         engine.export(model, kind, export_root=root)
     batches = engine.predict(model, dataset=PredictDataset(files))
     expected = {path: answer(batch) for batch in batches for path in batch.image_path}
     return Exported(model, engine, expected, root)
 
 
-# ---- The same answers -----------------------------------------------------------------------------------------------
+# ---- Predictions ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", ["torch", "onnx", "openvino"])
-def test_answers_are_the_engines(
+def test_predictions_equal_those_of_the_engine(
     exported: Exported, backend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # where anomalib keeps OpenVINO's cache
+    monkeypatch.chdir(tmp_path)  # anomalib writes OpenVINO's cache to the working directory
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     path = exported.file(backend)
     by_file: Callable[[str], Any]
@@ -139,7 +139,7 @@ def test_answers_are_the_engines(
 
 
 @pytest.mark.parametrize("load", [onnx_runtime, open_vino], ids=["onnx", "openvino"])
-def test_batches_of_any_size_give_the_same(
+def test_predictions_do_not_depend_on_the_batch_size(
     exported: Exported, load: Callable[[Path], Predict], sample_root: Path
 ) -> None:
     sources = sorted((sample_root / "gravel" / "test").rglob("*.png"))[::3][:4]
@@ -155,12 +155,12 @@ def test_batches_of_any_size_give_the_same(
 
 
 def test_scores_differ_from_image_to_image(exported: Exported) -> None:
-    """Else agreement would say nothing."""
+    """Otherwise equal predictions would prove nothing."""
     scores = [float(expected["pred_score"][0]) for expected in exported.expected.values()]
     assert np.std(scores) > 0.01
 
 
-def test_a_fixed_input_size(sample_root: Path, tmp_path: Path, files: Path) -> None:
+def test_a_model_with_a_fixed_input_size(sample_root: Path, tmp_path: Path, files: Path) -> None:
     model = AprilGan(backbone="ViT-demo", class_name="gravel")
     path = quiet_engine(tmp_path).export(model, "onnx", export_root=tmp_path, input_size=(120, 200))
     image = read_image(files / "2.png", as_tensor=True)[None]
@@ -171,10 +171,10 @@ def test_a_fixed_input_size(sample_root: Path, tmp_path: Path, files: Path) -> N
         np.testing.assert_allclose(found["anomaly_map"], expected["anomaly_map"].repeat(3, axis=0), atol=1e-4)
 
 
-# ---- What is in the file --------------------------------------------------------------------------------------------
+# ---- Content of files -----------------------------------------------------------------------------------------------
 
 
-def test_files_tell_what_they_are(exported: Exported, sample_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_contain_the_metadata(exported: Exported, sample_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     session = onnxruntime.InferenceSession(str(exported.file("onnx")))
     from_onnx = session.get_modelmeta().custom_metadata_map
@@ -192,18 +192,18 @@ def test_files_tell_what_they_are(exported: Exported, sample_root: Path, monkeyp
     assert json.loads(from_onnx["pixel_threshold"]) == pytest.approx(float(post_processor.pixel_threshold))
 
 
-def test_the_text_tower_stays_behind(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_contain_neither_text_tower_nor_metrics(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     weights = sum(weight.numel() * 4 for weight in exported.model.model.clip.towers.visual.parameters())
     banks = sum(bank.tokens.numel() * 4 for bank in exported.model.model.memory_banks)
     for file in (exported.file("torch"), exported.file("onnx")):
         assert weights < file.stat().st_size < 1.1 * (weights + banks) + 1e6, file
     assert len(exported.model.evaluator.test_metrics) == 7  # the model itself keeps its metrics
-    assert TorchInferencer(exported.file("torch"), device="cpu").model.evaluator is None  # which hold test scores
+    assert TorchInferencer(exported.file("torch"), device="cpu").model.evaluator is None  # metrics store test scores
     assert b"token_embedding" not in exported.file("torch").read_bytes()
 
 
-def test_one_file_is_all(exported: Exported, tmp_path: Path) -> None:
+def test_an_onnx_model_is_one_file(exported: Exported, tmp_path: Path) -> None:
     alone = shutil.copy(exported.file("onnx"), tmp_path / "renamed.onnx")
     assert onnx_runtime(alone)(np.zeros((1, 3, 50, 50), np.float32))["pred_score"].shape == (1,)
     assert sorted(file.name for file in exported.file("onnx").parent.iterdir()) == ["model.onnx"]
@@ -219,7 +219,7 @@ def test_an_exported_torch_model_keeps_class_and_references(
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     deployed = TorchInferencer(path, device="cpu").model
     seed_everything(99)
-    deployed.prepare()  # as Engine.predict would
+    deployed.prepare()  # Engine.predict calls it, too
     assert deployed.reference_files == model.reference_files
     with pytest.raises(RuntimeError, match="no text tower"):
         deployed.model.setup("bottle")
@@ -227,8 +227,8 @@ def test_an_exported_torch_model_keeps_class_and_references(
     assert model.model.encode_class("bottle").shape == (2, 128)  # the model itself still has its text tower
 
 
-def test_another_seed_and_datamodule_change_nothing_that_is_set(exported: Exported, sample_root: Path) -> None:
-    """Else the references would be drawn anew, and the calibration be lost."""
+def test_another_seed_or_datamodule_does_not_change_the_setup(exported: Exported, sample_root: Path) -> None:
+    """Otherwise references would be drawn anew, and the calibration would be reset."""
     before = exported.model.metadata
     seed_everything(1234)
     assert exported.model._deployed(data(sample_root, "coins")).metadata == before
@@ -241,7 +241,7 @@ def test_another_seed_and_datamodule_change_nothing_that_is_set(exported: Export
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> tuple[MVTecAD, AprilGan, Path]:
-    """Images of a kind that the embedded CLIP has never seen, a model calibrated on them, and its ONNX file."""
+    """Make images of a held-out kind, a model that is calibrated on them, and its ONNX file."""
     root = tmp_path_factory.mktemp("held_out")
     datamodule = data(write_sample_data(root, ("padlock",), size=128, train=6, test=4), "padlock")
     seed_everything(5)
@@ -262,7 +262,7 @@ def auroc(predict: Predict, datamodule: MVTecAD, model: AprilGan) -> tuple[float
     return float(image.compute()), float(pixel.compute())
 
 
-def test_8_bits_lose_little(held_out: tuple[MVTecAD, AprilGan, Path], tmp_path: Path) -> None:
+def test_8_bit_models_are_nearly_as_good(held_out: tuple[MVTecAD, AprilGan, Path], tmp_path: Path) -> None:
     """Image AUROC falls by at most 0.02 and pixel AUROC by at most 0.01."""
     datamodule, model, path = held_out
     image, pixel = auroc(open_vino(path), datamodule, model)
@@ -281,7 +281,7 @@ def test_8_bits_lose_little(held_out: tuple[MVTecAD, AprilGan, Path], tmp_path: 
         assert pixel_8_bit >= pixel - 0.01, name
 
 
-def test_calibration_on_images_of_several_sizes_and_a_fixed_input_size(sample_root: Path, tmp_path: Path) -> None:
+def test_calibration_with_images_of_several_sizes_and_a_fixed_input_size(sample_root: Path, tmp_path: Path) -> None:
     root = shutil.copytree(sample_root, tmp_path / "data")
     for number, file in enumerate(sorted((root / "gravel" / "test" / "good").iterdir())):
         with Image.open(file) as image:
@@ -300,7 +300,7 @@ def test_calibration_on_images_of_several_sizes_and_a_fixed_input_size(sample_ro
 # ---- Options and errors ---------------------------------------------------------------------------------------------
 
 
-def test_options_of_torch_are_passed_on(tmp_path: Path) -> None:
+def test_arguments_of_torch_are_passed_on(tmp_path: Path) -> None:
     model = AprilGan(backbone="ViT-demo", class_name="gravel")
     options = {"opset_version": 20, "external_data": True, "input_names": ["picture"]}
     path = quiet_engine(tmp_path).export(model, "onnx", export_root=tmp_path, onnx_kwargs=options)
@@ -310,7 +310,7 @@ def test_options_of_torch_are_passed_on(tmp_path: Path) -> None:
     assert session.get_modelmeta().custom_metadata_map["class_name"] == "gravel"
 
 
-def test_without_pre_and_post_processor(tmp_path: Path) -> None:
+def test_a_model_without_pre_and_post_processor(tmp_path: Path) -> None:
     model = AprilGan(backbone="ViT-demo", class_name="gravel", pre_processor=False, post_processor=False)
     session = onnxruntime.InferenceSession(str(model.to_onnx(tmp_path)))
     assert session.get_inputs()[0].shape[1:] == [3, SIDE, SIDE]
@@ -341,7 +341,7 @@ def test_calibration_needs_images(compression: CompressionType, tmp_path: Path) 
         model.to_openvino(tmp_path, compression_type=compression)
 
 
-def test_compressions_are_known_and_bounded(held_out: tuple[MVTecAD, AprilGan, Path], tmp_path: Path) -> None:
+def test_invalid_compression_arguments_are_refused(held_out: tuple[MVTecAD, AprilGan, Path], tmp_path: Path) -> None:
     datamodule, model, path = held_out
     with pytest.raises(ValueError, match="int3"):
         model.to_openvino(tmp_path, compression_type="int3")
@@ -353,18 +353,18 @@ def test_compressions_are_known_and_bounded(held_out: tuple[MVTecAD, AprilGan, P
         quantize_within(0.01, raw, datamodule, None, SIDE)
 
 
-def test_references_must_come_from_somewhere(tmp_path: Path) -> None:
+def test_export_without_a_source_of_references_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="few_shot_source"):
         AprilGan(backbone="ViT-demo", class_name="gravel", k_shot=2).to_onnx(tmp_path)
 
 
-def test_a_class_that_nobody_named_is_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_class_name_gives_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     AprilGan(backbone="ViT-demo").to_torch(tmp_path)
     assert caplog.text.count("Pass `class_name`") == 1
 
 
 @pytest.mark.parametrize("kind", list(ExportType))
-def test_a_failed_export_leaves_the_last_good_one(
+def test_a_failed_export_keeps_existing_files(
     kind: ExportType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = tmp_path / "weights" / kind.value / f"model.{SUFFIXES[kind.value]}"

@@ -1,4 +1,4 @@
-"""The model in anomalib's hands: engine, checkpoints, scores, references."""
+"""AprilGan with anomalib's Engine: scores, references, checkpoints, training, and files."""
 
 import logging
 import shutil
@@ -28,7 +28,7 @@ MakeModel = Callable[..., AprilGan]
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Callable[..., Engine]:
-    """Make an engine that writes to a folder of this test."""
+    """Make engines that write to the folder of a test."""
 
     def make(**arguments: Any) -> Engine:
         quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
@@ -55,7 +55,7 @@ def raw_predictions(model: AprilGan, root: Path, category: str = "gravel") -> tu
 
 
 def predictions(batches: list[Any]) -> dict[str, tuple[float, bool, Tensor]]:
-    """By image path: score, label and map."""
+    """Return score, label and map by image path."""
     return {
         path: (float(batch.pred_score[index]), bool(batch.pred_label[index]), batch.anomaly_map[index])
         for batch in batches
@@ -100,7 +100,7 @@ def test_default_components(make_lightning_model: MakeModel) -> None:
         ({"learning_rate": 0.0}, "`learning_rate`"),
     ],
 )
-def test_bad_arguments_are_named(arguments: dict[str, Any], message: str, make_lightning_model: MakeModel) -> None:
+def test_invalid_arguments_are_named(arguments: dict[str, Any], message: str, make_lightning_model: MakeModel) -> None:
     with pytest.raises(ValueError, match=message):
         make_lightning_model(**arguments)
 
@@ -109,10 +109,10 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str, make_l
 
 
 @pytest.mark.parametrize("k_shot", [0, 3])
-def test_the_engines_metrics_are_the_authors(
+def test_the_metrics_of_the_engine_equal_the_authors(
     k_shot: int, make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
 ) -> None:
-    """Validation on the test split: every metric as scikit-learn computes it from the authors' raw scores."""
+    """With validation on the test split, metrics equal those that scikit-learn computes from the authors' scores."""
     seed_everything(1)
     model = make_lightning_model(k_shot=k_shot, visualizer=False)
     (results,) = engine().test(model, datamodule=data(sample_root))
@@ -137,7 +137,7 @@ def test_the_engines_metrics_are_the_authors(
         assert results[f"{level}_F1Max"] == pytest.approx(f1_max, abs=1e-5)
 
 
-def test_few_shot_scores_rank_as_the_authors(
+def test_few_shot_scores_have_the_same_order_as_the_authors(
     make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
 ) -> None:
     model = make_lightning_model(k_shot=2, visualizer=False)
@@ -153,7 +153,7 @@ def test_few_shot_scores_rank_as_the_authors(
     assert sorted(paths, key=lambda path: found[path][0]) == [paths[index] for index in authors.argsort()]
     scores = np.array([found[path][0] for path in paths])
     assert scores.max() == pytest.approx(0.95)
-    # The labels reach the largest F1 that any threshold gives.
+    # The threshold gives the largest possible F1.
     truth = np.array(["good" not in path for path in paths])
     labels = np.array([found[path][1] for path in paths])
     assert labels.tolist() == (authors > model.post_processor.image_threshold).tolist()
@@ -162,7 +162,7 @@ def test_few_shot_scores_rank_as_the_authors(
 
 
 @pytest.mark.parametrize("k_shot", [0, 2])
-def test_without_validation_data_everything_is_defined(
+def test_predictions_are_defined_without_validation_data(
     k_shot: int, make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
 ) -> None:
     source = {"few_shot_source": sample_root / "gravel" / "train", "k_shot": k_shot} if k_shot else {}
@@ -187,10 +187,10 @@ def test_without_validation_data_everything_is_defined(
 
 
 @pytest.mark.parametrize("mode", ["none", "from_train", "synthetic"])
-def test_metrics_do_not_depend_on_what_validation_has_seen(
+def test_metrics_do_not_depend_on_the_validation_data(
     mode: str, make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
 ) -> None:
-    """Zero-shot, validation only sets thresholds: scores beyond its range keep their order too."""
+    """Zero-shot, validation only sets thresholds. Scores above its range keep their order, too."""
     authors, found = (
         engine().test(
             make_lightning_model(visualizer=False, class_name="gravel"),
@@ -212,7 +212,7 @@ def test_a_datamodule_without_validation_data_can_be_tested(
     assert model.post_processor.image_threshold == 0.5
 
 
-def test_a_stock_post_processor_works_too(
+def test_the_stock_post_processor_of_anomalib_can_be_used(
     make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
 ) -> None:
     model = make_lightning_model(k_shot=2, post_processor=PostProcessor(), visualizer=False)
@@ -235,11 +235,11 @@ def test_images_without_masks_give_image_metrics(
     model = make_lightning_model(visualizer=False)
     (results,) = engine().test(model, datamodule=datamodule)
     assert 0 <= results["image_AUROC"] <= 1
-    assert model.model.class_name == "object"  # a Folder has no category
+    assert model.model.class_name == "object"  # `Folder` has no category
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
-def test_mixed_precision_gives_nearly_the_same(
+def test_mixed_precision_gives_nearly_the_same_predictions(
     precision: str, make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
 ) -> None:
     folder = sample_root / "gravel" / "test" / "stain"
@@ -256,7 +256,7 @@ def test_mixed_precision_gives_nearly_the_same(
 # ---- Class name -----------------------------------------------------------------------------------------------------
 
 
-def test_class_name_is_argument_else_category_else_object(
+def test_the_class_name_is_argument_else_category_else_object(
     make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
 ) -> None:
     named, from_data, plain = make_lightning_model(class_name="pebble"), make_lightning_model(), make_lightning_model()
@@ -268,7 +268,7 @@ def test_class_name_is_argument_else_category_else_object(
     assert plain.model.class_name == "object"
 
 
-def test_one_model_follows_from_category_to_category(
+def test_one_model_can_be_tested_on_several_categories(
     make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
 ) -> None:
     model = make_lightning_model(k_shot=2, visualizer=False)
@@ -288,7 +288,7 @@ def references(model: AprilGan, engine: Callable[..., Engine], root: Path, seed:
     return [str(Path(path).relative_to(root)) for path in model.reference_files]
 
 
-def test_references_depend_on_the_seed_alone(
+def test_references_depend_only_on_the_seed(
     make_lightning_model: MakeModel,
     engine: Callable[..., Engine],
     sample_root: Path,
@@ -329,7 +329,7 @@ def test_too_few_references_are_refused(
         engine().validate(make_lightning_model(k_shot=7), datamodule=data(sample_root))
 
 
-def test_references_need_somewhere_to_come_from(
+def test_few_shot_without_a_source_of_references_is_refused(
     make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
 ) -> None:
     with pytest.raises(RuntimeError, match=r"k_shot=2.*few_shot_source"):
@@ -340,7 +340,7 @@ def test_references_need_somewhere_to_come_from(
 
 
 @pytest.mark.parametrize("k_shot", [0, 2])
-def test_a_restored_model_scores_as_before(
+def test_a_restored_model_gives_the_same_scores(
     k_shot: int, make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
 ) -> None:
     folder = sample_root / "gravel" / "test"
@@ -413,7 +413,7 @@ def test_a_checkpoint_of_another_model_is_explained(
 
 
 class RunsCode:
-    """Pickled, it writes a file when it is loaded."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -470,7 +470,7 @@ def test_unusable_checkpoints_are_explained(
     assert not (tmp_path / "trace").exists()
 
 
-def test_a_checkpoint_serves_another_image_size(
+def test_a_checkpoint_can_be_used_with_another_image_size(
     make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
 ) -> None:
     runner = engine()
@@ -480,7 +480,7 @@ def test_a_checkpoint_serves_another_image_size(
     assert batch.anomaly_map.shape == (1, 96, 96)
 
 
-def test_a_checkpoint_stays_with_its_class(
+def test_a_checkpoint_keeps_its_class(
     make_lightning_model: MakeModel,
     engine: Callable[..., Engine],
     sample_root: Path,
@@ -502,7 +502,7 @@ def test_a_checkpoint_stays_with_its_class(
 
 
 @pytest.mark.parametrize(("tested", "expected"), [("visa", "mvtec"), ("mvtec", "visa"), ("folder", "visa")])
-def test_auto_takes_the_adapters_that_have_not_seen_the_data(
+def test_auto_selects_adapters_that_were_not_trained_on_the_data(
     tested: str,
     expected: str,
     make_lightning_model: MakeModel,
@@ -553,7 +553,7 @@ def adapter_weights(model: AprilGan) -> Tensor:
     return torch.cat([value.flatten() for value in model.model.adapters.state_dict().values()])
 
 
-def test_training_changes_the_adapters_alone_and_lowers_the_loss(
+def test_training_changes_only_the_adapters_and_lowers_the_loss(
     make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
 ) -> None:
     seed_everything(0)
@@ -572,7 +572,7 @@ def test_training_changes_the_adapters_alone_and_lowers_the_loss(
     assert float(runner.trainer.callback_metrics["train_loss_epoch"]) < first
 
 
-def test_training_reproduces(make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path) -> None:
+def test_seed_fixes_training(make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path) -> None:
     weights = []
     for seed in (5, 5, 6):
         seed_everything(seed)
@@ -583,7 +583,7 @@ def test_training_reproduces(make_lightning_model: MakeModel, engine: Callable[.
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_a_resumed_training_ends_as_an_uninterrupted_one(
+def test_a_resumed_training_gives_the_same_weights_as_an_uninterrupted_one(
     make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
 ) -> None:
     seed_everything(5)
@@ -597,13 +597,13 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(
     assert torch.allclose(adapter_weights(resumed), adapter_weights(whole), atol=1e-6)
 
 
-def test_training_watches_unseen_data_and_its_checkpoint_is_an_adapter(
+def test_training_validates_on_other_data_and_its_checkpoint_contains_adapters(
     make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
 ) -> None:
     seed_everything(0)
     model = make_lightning_model(adapter=None)
     runner = train(model, engine, sample_root, 2, validation=data(sample_root, "gravel"))
-    assert not torch.equal(model.post_processor.pixel_max, torch.tensor(1.0))  # validation has been seen
+    assert not torch.equal(model.post_processor.pixel_max, torch.tensor(1.0))  # set by the validation
     tester = make_lightning_model(adapter=runner.best_model_path)
     assert tester.model.trained_on == ("MVTecAD/brick", "MVTecAD/coins")
     assert torch.equal(adapter_weights(tester), adapter_weights(model))
@@ -690,7 +690,7 @@ def test_damaged_data_are_named_before_anything_starts(
         start()
 
 
-def test_untrained_adapters_are_said_to_be_so(
+def test_untrained_adapters_give_a_warning(
     make_lightning_model: MakeModel,
     engine: Callable[..., Engine],
     sample_root: Path,
@@ -700,7 +700,7 @@ def test_untrained_adapters_are_said_to_be_so(
     assert "The adapters are untrained" in caplog.text
 
 
-def test_export_to_torch_scores_as_the_engine(
+def test_an_exported_torch_model_gives_the_same_scores_as_the_engine(
     make_lightning_model: MakeModel, engine: Callable[..., Engine], sample_root: Path
 ) -> None:
     model = make_lightning_model(visualizer=False, k_shot=2)
@@ -720,10 +720,10 @@ def test_export_to_torch_scores_as_the_engine(
 
 
 @pytest.mark.parametrize("k_shot", [0, 2])
-def test_choices_of_terms_survive_a_checkpoint(
+def test_method_options_are_restored_from_a_checkpoint(
     k_shot: int, make_lightning_model: Callable[..., AprilGan], sample_root: Path, tmp_path: Path
 ) -> None:
-    """CLIP itself in the adapters' place, one stage, one sentence per state."""
+    """CLIP's projection instead of adapters, one stage, one sentence per state."""
     method = MethodOptions(map_stages=(4,), prompts="single", projection="clip")
     model = make_lightning_model(visualizer=False, adapter="auto", method=method, k_shot=k_shot)
     engine = Engine(default_root_dir=tmp_path, accelerator="cpu", logger=False)

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The training loss against slow, plain oracles."""
+"""The training loss, compared with slow and simple implementations."""
 
 import math
 
@@ -12,7 +12,7 @@ from anomalib_aprilgan.method.losses import adapter_loss, dice_loss, focal_loss
 
 
 def random_maps(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Three images of 4 x 5 pixels: maps of both states and a ground truth with unequal shares of abnormal pixels."""
+    """Make maps and ground truth of three images of 4 x 5 pixels with different numbers of abnormal pixels."""
     generator = torch.Generator().manual_seed(seed)
     abnormal = torch.rand(3, 4, 5, generator=generator, dtype=torch.float64)
     target = torch.zeros(3, 4, 5, dtype=torch.float64)
@@ -47,8 +47,8 @@ def test_focal_loss():
     assert focal_loss(probabilities, target).item() == pytest.approx(slow_focal(probabilities, target), rel=1e-9)
 
 
-def test_focal_loss_of_certain_maps():
-    """Without smoothing, certainty of the wrong state would cost infinitely much."""
+def test_focal_loss_of_certain_maps_is_finite():
+    """Without smoothing, the loss of a wrong state with probability 1 would be infinite."""
     target = torch.ones(1, 2, 2)
     certain = torch.stack([torch.zeros(1, 2, 2), torch.ones(1, 2, 2)], dim=1)
     assert focal_loss(certain, target).item() == pytest.approx(0, abs=1e-6)
@@ -56,7 +56,7 @@ def test_focal_loss_of_certain_maps():
     assert focal_loss(certain.flip(1), target).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_focal_loss_can_be_differentiated_at_certainty():
+def test_focal_loss_has_finite_gradients_for_certain_maps():
     certain = torch.stack([torch.zeros(1, 2, 2), torch.ones(1, 2, 2)], dim=1).requires_grad_()
     focal_loss(certain, torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])).backward()
     assert certain.grad.isfinite().all()
@@ -71,7 +71,7 @@ def test_dice_loss():
 
 
 def test_dice_loss_is_averaged_over_images():
-    """Over the batch as a whole, the image with the small defect would hardly count."""
+    """Computed over the whole batch, the image with the small defect would have little weight."""
     prediction, target = torch.zeros(2, 10, 10), torch.zeros(2, 10, 10)
     prediction[0] = target[0] = 1
     target[1, 0, 0] = 1
@@ -97,7 +97,7 @@ def test_adapter_loss_takes_masks_of_any_type(dtype):
     assert torch.equal(adapter_loss(iter([maps]), target.to(dtype)), expected)
 
 
-def test_inputs_stay_as_they_are():
+def test_inputs_are_not_modified():
     maps, target = random_maps()
     copies = maps.clone(), target.clone()
     adapter_loss([maps], target)

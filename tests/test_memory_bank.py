@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Distances to the nearest reference token, and that a bank survives saving."""
+"""Memory banks: distances to the nearest reference token, and saving."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def filled_bank(references: torch.Tensor) -> MemoryBank:
     return bank
 
 
-def test_distances_are_those_of_the_authors():
+def test_distances_equal_the_authors():
     """The authors compute 1 - cosine similarity with scikit-learn and take the minimum over the references."""
     queries, references = random_tokens(2, 5, 6), random_tokens(3, 4, 6, seed=1)
     found = filled_bank(references)(queries)
@@ -30,25 +30,25 @@ def test_distances_are_those_of_the_authors():
         torch.testing.assert_close(found[image], torch.from_numpy((1 - similarity).min(axis=0)))
 
 
-def test_identical_query_and_reference():
+def test_equal_tokens_have_distance_zero():
     tokens = random_tokens(2, 5, 6)
     found = filled_bank(tokens)(tokens)
     assert found.min() >= 0
     assert found.max() < 1e-6
 
 
-def test_opposite_directions_are_two_apart():
+def test_opposite_directions_have_distance_two():
     tokens = random_tokens(1, 1, 6)
     torch.testing.assert_close(filled_bank(tokens)(-tokens), torch.tensor([[2.0]]))
 
 
-def test_lengths_do_not_matter():
+def test_distances_do_not_depend_on_the_norm_of_tokens():
     queries, references = random_tokens(1, 5, 6), random_tokens(1, 4, 6, seed=1)
     found = filled_bank(references * torch.tensor([0.01, 1, 7, 100])[:, None])(20 * queries)
     torch.testing.assert_close(found, filled_bank(references)(queries))
 
 
-def test_permuting_the_bank_changes_nothing():
+def test_distances_do_not_depend_on_the_order_of_references():
     queries, references = random_tokens(2, 5, 6), random_tokens(3, 4, 6, seed=1)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(2))
     permuted = references.flatten(0, 1)[order].reshape(3, 4, 6)
@@ -56,14 +56,14 @@ def test_permuting_the_bank_changes_nothing():
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 12, 100])
-def test_chunks_change_nothing(monkeypatch, chunk):
+def test_distances_do_not_depend_on_the_chunk_size(monkeypatch, chunk):
     queries, references = random_tokens(2, 20, 6), random_tokens(3, 4, 6, seed=1)
     expected = filled_bank(references)(queries)
     monkeypatch.setattr("anomalib_aprilgan.method.memory_bank.CHUNK", chunk)
     torch.testing.assert_close(filled_bank(references)(queries), expected, atol=1e-6, rtol=0)
 
 
-def test_adding_later_is_adding_at_once():
+def test_tokens_may_be_added_in_several_steps():
     references = random_tokens(5, 4, 6)
     bank = filled_bank(references[:3])
     bank.add(references[3:])
@@ -78,7 +78,7 @@ def test_a_cleared_bank_is_empty():
 
 @pytest.mark.parametrize("size_before", [0, 1, 5], ids=["empty", "smaller", "larger"])
 @pytest.mark.parametrize("size", [0, 3], ids=["from empty", "from filled"])
-def test_state_dict_of_another_size(tmp_path, size_before, size):
+def test_a_state_dict_with_another_number_of_tokens_is_loaded(tmp_path, size_before, size):
     saved = filled_bank(random_tokens(size, 4, 6)) if size else MemoryBank(6)
     torch.save(torch.nn.Sequential(saved).state_dict(), tmp_path / "bank.pt")
     restored = filled_bank(random_tokens(size_before, 4, 6, seed=1)) if size_before else MemoryBank(6)
@@ -89,7 +89,7 @@ def test_state_dict_of_another_size(tmp_path, size_before, size):
         assert torch.equal(restored(random_tokens(1, 5, 6)), saved(random_tokens(1, 5, 6)))
 
 
-def test_state_dict_of_another_width_is_refused():
+def test_a_state_dict_of_another_width_is_refused():
     bank = filled_bank(random_tokens(2, 4, 6))
     with pytest.raises(RuntimeError, match="tokens"):
         bank.load_state_dict(filled_bank(random_tokens(2, 4, 7)).state_dict())
@@ -103,7 +103,7 @@ def test_an_empty_bank_is_refused():
         bank(random_tokens(1, 5, 6))
 
 
-def test_inputs_stay_as_they_are():
+def test_inputs_are_not_modified():
     queries, references = random_tokens(1, 5, 6), random_tokens(2, 4, 6, seed=1)
     copies = queries.clone(), references.clone()
     filled_bank(references)(queries)

@@ -1,4 +1,4 @@
-"""Registration with anomalib. What needs a new Python runs in three processes, each of which checks several things."""
+"""Registration with anomalib. Checks that need a new Python process are combined in three processes."""
 
 import ast
 import contextlib
@@ -24,7 +24,7 @@ SMALL = {"backbone": "ViT-S-16-alt", "pretrained": None, "image_size": 32, "laye
 
 
 def in_new_process(check: Callable[[], None], **environment: str) -> set[str]:
-    """Run a function of this file in a new process, and return the modules that Python had loaded at its start."""
+    """Run a function of this file in a new process, and return the modules that Python loaded at its start."""
     code = (
         f"import sys; print(*sys.modules, flush=True); sys.path.append({str(Path(__file__).parent)!r}); "
         f"import test_plugin; test_plugin.{check.__name__}()"
@@ -48,17 +48,17 @@ class Hidden(importlib.abc.MetaPathFinder):
 
 
 def start_again(hidden: Collection[str] = ()) -> None:
-    """Forget anomalib and our modules, hide some modules, and run the .pth file as at the start of Python."""
+    """Unload anomalib and our modules, hide some modules, and run the .pth file like the start of Python."""
     from lightning.pytorch.accelerators import AcceleratorRegistry
     from lightning.pytorch.strategies import StrategyRegistry
 
-    AcceleratorRegistry.pop("xpu", None)  # which anomalib.engine adds again
+    AcceleratorRegistry.pop("xpu", None)  # anomalib.engine adds it again
     StrategyRegistry.pop("xpu_single", None)
     for name in list(sys.modules):
         if name.partition(".")[0] in {"anomalib", *OURS}:
             del sys.modules[name]
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Hidden) and not is_ours(finder)]
-    exec(LINE.read_text(encoding="utf-8"))  # noqa: S102  # as site does
+    exec(LINE.read_text(encoding="utf-8"))  # noqa: S102  # like Python's site module
     sys.meta_path.insert(0, Hidden(*hidden))
 
 
@@ -67,7 +67,7 @@ def is_ours(finder_or_loader: object) -> bool:
 
 
 def registration_warnings(statement: str) -> list[str]:
-    """Run a statement, and return our warnings."""
+    """Run a statement, and return the warnings of this package."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         exec(statement, {})  # noqa: S102  # an import below
@@ -108,7 +108,10 @@ def check_the_command_line() -> None:
         error = io.StringIO()
         with contextlib.redirect_stderr(error), contextlib.suppress(SystemExit):
             AnomalibCLI([verb, "--model", "AprilGan", "--model.k_shot", "many", "--data", "AuxiliaryDataModule"])
-        assert "k_shot" in error.getvalue(), (verb, error.getvalue())  # the argument is wrong, the names are known
+        assert "k_shot" in error.getvalue(), (
+            verb,
+            error.getvalue(),
+        )  # the names are valid, the argument is not
 
 
 def check_the_order_of_imports() -> None:
@@ -169,7 +172,7 @@ def check_a_broken_package() -> None:
 
 @pytest.fixture
 def other_package(tmp_path: Path) -> str:
-    """The path for Python with another package that announces a model to anomalib."""
+    """Make a folder for Python's path with another package that registers a model with anomalib."""
     info = tmp_path / "other-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n", encoding="utf-8")
@@ -179,7 +182,7 @@ def other_package(tmp_path: Path) -> str:
 
 
 def test_registration_and_its_switch(other_package: str) -> None:
-    """The start of Python brings in nothing that Python does not load anyway."""
+    """The hook loads no module at the start of Python that Python does not load itself."""
     loaded = in_new_process(check_registration, PYTHONPATH=other_package)
     without = in_new_process(check_the_switch, ANOMALIB_APRILGAN_AUTOLOAD="0")
     assert PLUGIN in loaded
@@ -198,7 +201,7 @@ def test_the_hook_needs_only_the_standard_library() -> None:
     assert {module.partition(".")[0] for module in modules} <= sys.stdlib_module_names
 
 
-def test_the_entry_points_announce_the_registered_classes() -> None:
+def test_the_entry_points_name_the_registered_classes() -> None:
     announced = {
         (entry_point.group, entry_point.name, entry_point.value)
         for entry_point in distribution("anomalib-aprilgan").entry_points
@@ -207,7 +210,7 @@ def test_the_entry_points_announce_the_registered_classes() -> None:
     assert announced == {(host, name, f"{module}:{name}") for host, name, module in anomalib_aprilgan_plugin.CLASSES}
 
 
-def test_installing_twice_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installing_the_hook_twice_adds_one_finder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     monkeypatch.delenv(anomalib_aprilgan_plugin.SWITCH, raising=False)
     before = len(sys.meta_path)
@@ -228,19 +231,19 @@ def test_installing_twice_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
         ("", "install"),
     ],
 )
-def test_the_start_of_python_survives_a_damaged_hook(
+def test_python_starts_with_a_damaged_hook(
     source: str | None, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If the hook is absent, the .pth file keeps quiet; any other fault is one line on stderr."""
+    """If the hook is missing, the .pth file prints nothing; any other error is one line on stderr."""
     line = LINE.read_text(encoding="utf-8")
-    assert line.startswith("import ")  # else Python takes it for a path
+    assert line.startswith("import ")  # other lines are paths for Python
     assert line.count("\n") == 1
     (tmp_path / LINE.name).write_text(line, encoding="utf-8")
     if source is not None:
         (tmp_path / f"{PLUGIN}.py").write_text(source, encoding="utf-8")
     monkeypatch.setattr(sys, "path", [path for path in sys.path if not Path(path, f"{PLUGIN}.py").exists()])
     monkeypatch.delitem(sys.modules, PLUGIN)
-    site.addsitedir(str(tmp_path))  # as Python does at its start
+    site.addsitedir(str(tmp_path))  # like the start of Python
     monkeypatch.delitem(sys.modules, PLUGIN, raising=False)
     output, error = capsys.readouterr()
     assert not output

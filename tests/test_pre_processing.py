@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Resizing as the authors do it, and a pre-processor that anomalib can find its way around in."""
+"""Pre-processing: resizing like the authors' code, and the interface to anomalib."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def channels_first(images: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("wrap", [lambda image: image, tv_tensors.Image], ids=["tensor", "tv_tensor"])
-def test_float_images_are_resized_as_the_authors_do(golden, wrap):
+def test_float_images_are_resized_like_the_authors(golden, wrap):
     found = EightBitResize(golden["size"])(wrap(channels_first(golden["images"]) / 255))
     assert found.dtype == torch.float32
     assert isinstance(found, type(wrap(torch.zeros(3, 1, 1))))
@@ -40,14 +40,14 @@ def test_8_bit_images_stay_8_bit(golden):
     assert torch.equal(found, channels_first(golden["resized"]))
 
 
-def test_masks_are_resized_as_the_authors_do(golden):
+def test_masks_are_resized_like_the_authors(golden):
     found = EightBitResize(golden["size"])(tv_tensors.Mask(golden["masks"] > 0))
     assert isinstance(found, tv_tensors.Mask)
     assert found.dtype == torch.bool
     assert torch.equal(found.as_subclass(torch.Tensor), golden["gt"])
 
 
-def test_the_pre_processor_makes_the_authors_input(golden):
+def test_the_pre_processor_gives_the_authors_input(golden):
     found = AprilGanPreProcessor(golden["size"]).transform(channels_first(golden["images"]) / 255)
     torch.testing.assert_close(found, golden["inputs"], atol=1e-6, rtol=0)
 
@@ -62,7 +62,7 @@ def test_masks_keep_their_type(dtype):
 
 
 @pytest.mark.parametrize("leading", [(), (1,), (4,), (2, 3)], ids=str)
-def test_any_leading_dimensions_of_images(leading):
+def test_images_may_have_any_leading_dimensions(leading):
     image = random_bytes(*leading, 3, 20, 30) / 255
     found = EightBitResize(12)(image)
     assert found.shape == (*leading, 3, 12, 12)
@@ -71,7 +71,7 @@ def test_any_leading_dimensions_of_images(leading):
 
 
 @pytest.mark.parametrize("leading", [(), (1,), (4,), (4, 1)], ids=str)
-def test_any_leading_dimensions_of_masks(leading):
+def test_masks_may_have_any_leading_dimensions(leading):
     mask = random_bytes(*leading, 20, 30) > 127
     found = EightBitResize(12)(tv_tensors.Mask(mask))
     assert found.shape == (*leading, 12, 12)
@@ -80,18 +80,18 @@ def test_any_leading_dimensions_of_masks(leading):
 
 
 @pytest.mark.parametrize("shape", [(3, 12, 12), (2, 3, 12, 12)], ids=str)
-def test_images_of_the_right_size_are_returned_as_they_are(shape):
-    """Not even rounded to 8 bits: the datamodule's workers may have resized them already."""
+def test_images_of_the_right_size_are_not_changed(shape):
+    """They are not rounded to 8 bits either, since the workers of the datamodule may have resized them already."""
     image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     assert torch.equal(EightBitResize(12)(image), image)
 
 
-def test_masks_of_the_right_size_are_returned_as_they_are():
+def test_masks_of_the_right_size_are_not_changed():
     mask = tv_tensors.Mask(random_bytes(2, 12, 12))
     assert torch.equal(EightBitResize(12)(mask), mask)
 
 
-def test_resizing_twice_is_resizing_once():
+def test_a_second_resize_changes_nothing():
     once = EightBitResize(12)(random_bytes(3, 20, 30) / 255)
     assert torch.equal(EightBitResize(12)(once), once)
 
@@ -111,13 +111,13 @@ def test_values_outside_of_the_unit_interval_are_clamped():
     assert (found.min(), found.max()) == (0, 1)
 
 
-def test_grey_images_go_to_torchvision():
+def test_grey_images_are_resized_by_torchvision():
     grey = torch.rand(1, 20, 30, generator=torch.Generator().manual_seed(0))
     expected = Resize((12, 12), interpolation=InterpolationMode.BICUBIC, antialias=True)(grey)
     torch.testing.assert_close(EightBitResize(12)(grey), expected)
 
 
-def test_inputs_stay_as_they_are():
+def test_inputs_are_not_modified():
     image, mask = random_bytes(3, 20, 30) / 255, tv_tensors.Mask(random_bytes(20, 30) > 127)
     copies = image.clone(), mask.clone()
     EightBitResize(12)(image, mask)
@@ -126,17 +126,17 @@ def test_inputs_stay_as_they_are():
     assert torch.equal(mask, copies[1])
 
 
-# ---- anomalib's side ----------------------------------------------------------------------------------------------
+# ---- Interface to anomalib ---------------------------------------------------------------------------------------
 
 
-def test_anomalib_finds_the_resize():
-    """Its datamodules let their workers resize with what is found here."""
+def test_anomalib_finds_the_resize_transform():
+    """Workers of anomalib's datamodules use this transform."""
     (resize,) = extract_transforms_by_type(AprilGanPreProcessor(24).transform, Resize)
     assert isinstance(resize, EightBitResize)
     assert list(resize.size) == [24, 24]
 
 
-def test_normalisation_is_clip_s():
+def test_normalisation_uses_the_values_of_clip():
     assert CLIP_MEAN == (0.48145466, 0.4578275, 0.40821073)
     assert CLIP_STD == (0.26862954, 0.26130258, 0.27577711)
     (found,) = extract_transforms_by_type(AprilGanPreProcessor(24).transform, Normalize)
@@ -162,7 +162,7 @@ def is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
 
-def test_the_configuration_is_plain_and_leaves_the_model_its_size(tmp_path):
+def test_the_configuration_is_plain_data_and_does_not_change_the_image_size(tmp_path):
     images = random_bytes(2, 3, 20, 30) / 255
     saved = AprilGanPreProcessor(12)
     config = saved.checkpoint_config()
@@ -170,7 +170,7 @@ def test_the_configuration_is_plain_and_leaves_the_model_its_size(tmp_path):
     torch.save(config, tmp_path / "config.pt")
     restored = AprilGanPreProcessor(40)
     restored.load_checkpoint_config(torch.load(tmp_path / "config.pt", weights_only=True))
-    assert restored.image_size == 40  # the model's own: adapters work at any size
+    assert restored.image_size == 40  # image size of the model, not of the configuration
     assert restored.transform(images).shape[-2:] == restored(images).shape[-2:] == (40, 40)
     assert AprilGanPreProcessor(12).checkpoint_config() == config
 

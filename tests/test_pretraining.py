@@ -1,4 +1,4 @@
-"""Pre-training of the embedded CLIP, on a few pairs."""
+"""Pre-training of the embedded CLIP with a few pairs."""
 
 from itertools import product
 from pathlib import Path
@@ -111,7 +111,7 @@ def test_a_batch_depends_on_its_seed_only(drawn: list[Path]) -> None:
     assert first.covered.amax(dim=1).gt(0.2).all()
 
 
-def test_masks_are_augmented_as_their_images(drawn: list[Path]) -> None:
+def test_masks_are_augmented_like_their_images(drawn: list[Path]) -> None:
     """Both images of a pair differ more in covered patches than elsewhere."""
     batch = Pairs(drawn).batch(8, default_rng(3))
     change = (batch.images[:, 0] - batch.images[:, 1]).abs().mean(dim=1)
@@ -120,7 +120,7 @@ def test_masks_are_augmented_as_their_images(drawn: list[Path]) -> None:
         assert changed[covered > 0.5].mean() > 2 * changed[covered == 0].mean() or covered.max() <= 0.5
 
 
-def test_captions_differ_in_the_state_only_and_never_name_held_out_kinds() -> None:
+def test_captions_differ_only_in_the_state_and_never_name_held_out_kinds() -> None:
     named = 0
     for seed in range(200):
         normal, abnormal, is_named = captions("hex_nut", "missing_part", default_rng(seed))
@@ -141,8 +141,8 @@ def test_invented_kinds_are_never_named(kind: str) -> None:
         assert kind not in vocabulary_sentences()
 
 
-def test_the_losses_equal_a_plain_loop(drawn: list[Path]) -> None:
-    """The definition in loops, in full precision."""
+def test_the_losses_equal_those_of_a_simple_loop(drawn: list[Path]) -> None:
+    """The loop follows the definition of the losses, in full precision."""
     towers = build_towers(BACKBONE, None, IMAGE_SIZE, quick_gelu=False)
     towers.visual.output_tokens = True
     torch.manual_seed(5)

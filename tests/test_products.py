@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""One loaded model, many products."""
+"""Product files, switching between products, and adding references."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -46,7 +46,7 @@ def engine(tmp_path: Path) -> Engine:
 
 @pytest.fixture
 def products(make_lightning_model: MakeModel, sample_root: Path, engine: Engine, images: Tensor, tmp_path: Path):
-    """Two products' files, with what their own models say of some images; the second has other references."""
+    """Write files of two products with different references, and return the predictions of their models."""
     seed_everything(7)
     model = make_lightning_model(k_shot=2)
     expected = {}
@@ -62,13 +62,13 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0)
 
 
-def test_a_fresh_model_takes_products_up(
+def test_a_fresh_model_switches_between_products(
     products, make_lightning_model: MakeModel, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not torch.allclose(products["gravel"]["anomaly_map"], products["coins"]["anomaly_map"], atol=0.01)
     model = make_lightning_model()
     loaded = {category: Product.load(tmp_path / f"{category}.safetensors") for category in products}
-    monkeypatch.setattr(Clip, "encode_text", None)  # nothing is encoded any more
+    monkeypatch.setattr(Clip, "encode_text", None)  # switching must not encode prompts
     for category in ("gravel", "coins", "gravel"):
         model.switch_to(loaded[category])
         assert_same(answers(model, images), products[category])
@@ -77,7 +77,7 @@ def test_a_fresh_model_takes_products_up(
         assert len(model.reference_files) == 2
 
 
-def test_an_exported_model_takes_products_up(
+def test_an_exported_model_switches_between_products(
     products, make_lightning_model: MakeModel, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
@@ -88,7 +88,7 @@ def test_an_exported_model_takes_products_up(
         assert_same(inferencer.predict(images).__dict__, {"anomaly_map": expected["anomaly_map"]})
 
 
-def test_the_engine_stays_with_the_product(
+def test_the_engine_does_not_change_the_product(
     products, make_lightning_model: MakeModel, sample_root: Path, engine: Engine, images: Tensor, tmp_path: Path
 ) -> None:
     model = make_lightning_model(class_name="something", k_shot=1, few_shot_source=sample_root / "brick/train/good")
@@ -97,7 +97,7 @@ def test_the_engine_stays_with_the_product(
     assert_same(answers(model, images), products["coins"])
 
 
-def test_a_product_is_apart_from_later_changes(
+def test_later_changes_of_the_model_do_not_affect_a_product(
     products, make_lightning_model: MakeModel, images: Tensor, tmp_path: Path
 ) -> None:
     model = make_lightning_model()
@@ -111,7 +111,7 @@ def test_a_product_is_apart_from_later_changes(
         assert_same(answers(model, images), products["coins"])
 
 
-def test_zero_shot_after_few_shot(products, make_lightning_model: MakeModel, images: Tensor, tmp_path: Path) -> None:
+def test_a_switch_to_zero_shot(products, make_lightning_model: MakeModel, images: Tensor, tmp_path: Path) -> None:
     model = make_lightning_model(class_name="brick")
     zero_shot = model.product
     expected = answers(model, images)
@@ -189,13 +189,13 @@ def test_a_checkpoint_keeps_the_product(
     assert_same(answers(loaded, images), products["coins"])
 
 
-def test_a_model_in_half_precision_has_products_too(make_lightning_model: MakeModel) -> None:
+def test_products_of_a_model_in_half_precision(make_lightning_model: MakeModel) -> None:
     model = make_lightning_model(class_name="coin")
     model.prepare()
     assert model.to(torch.bfloat16).product.class_name == "coin"
 
 
-def test_files_that_are_no_product(make_lightning_model: MakeModel, tmp_path: Path) -> None:
+def test_files_that_are_no_product_are_refused(make_lightning_model: MakeModel, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no existing file"):
         Product.load(tmp_path / "missing.safetensors")
     adapters = make_lightning_model().model.save_adapters(tmp_path / "adapters.safetensors")
@@ -211,7 +211,7 @@ def test_files_that_are_no_product(make_lightning_model: MakeModel, tmp_path: Pa
 # ---- Adding references ----------------------------------------------------------------------------------------------
 
 
-def test_references_added_later_are_as_good_as_the_first(
+def test_added_references_give_the_same_as_references_from_the_start(
     make_lightning_model: MakeModel, sample_root: Path, images: Tensor
 ) -> None:
     good = sample_root / "gravel" / "train" / "good"
@@ -226,7 +226,7 @@ def test_references_added_later_are_as_good_as_the_first(
     assert_same(answers(later, images), answers(at_once, images))
 
 
-def test_adding_keeps_the_calibration(
+def test_adding_references_keeps_the_calibration(
     make_lightning_model: MakeModel, sample_root: Path, engine: Engine, tmp_path: Path
 ) -> None:
     model = make_lightning_model(k_shot=2)
@@ -240,7 +240,7 @@ def test_adding_keeps_the_calibration(
     assert not torch.equal(model.model.map_range, map_range)
 
 
-def test_the_first_references_make_a_few_shot_model(
+def test_adding_references_makes_a_zero_shot_model_few_shot(
     make_lightning_model: MakeModel, sample_root: Path, images: Tensor
 ) -> None:
     good = sample_root / "gravel" / "train" / "good"
@@ -252,7 +252,7 @@ def test_the_first_references_make_a_few_shot_model(
     assert model.learning_type == LearningType.FEW_SHOT
 
 
-def test_added_references_leave_the_class_to_be_found(
+def test_added_references_do_not_set_the_class(
     make_lightning_model: MakeModel, sample_root: Path, engine: Engine
 ) -> None:
     model = make_lightning_model()

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The words that the published adapters were trained with."""
+"""The prompts, with which the published adapters were trained."""
 
 import hashlib
 
@@ -13,7 +13,7 @@ DIGESTS = {
     "normal": (245, "c6f43eb8527ef1320129d67986aecbdf9497a61db185bca60c96b9b70175d241"),
     "abnormal": (175, "0a32437cd22bd08de411f626e3c7be569bb7272cb186cb23bc929dd30c09e8d3"),
 }
-"""SHA-256 of the sentences about a ``metal_nut``, one a line, made from the project's own copy of the words."""
+"""SHA-256 of the sentences about a ``metal_nut``, one per line, computed from a separate copy of the words."""
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ DIGESTS = {
     [(NORMAL_STATES, 7), (ABNORMAL_STATES, 5), (TEMPLATES, 35)],
     ids=["normal states", "abnormal states", "templates"],
 )
-def test_phrases_are_counted_distinct_and_have_one_gap(phrases, count):
+def test_phrases_are_distinct_and_have_one_placeholder(phrases, count):
     assert len(phrases) == count
     assert len(set(phrases)) == count
     assert all(phrase.count("{}") == 1 and phrase == phrase.strip() for phrase in phrases)
@@ -33,7 +33,7 @@ def test_no_sentence_belongs_to_both_states():
 
 
 @pytest.mark.parametrize("state", ["normal", "abnormal"])
-def test_sentences_are_the_recorded_ones_in_their_order(state):
+def test_sentences_and_their_order_equal_the_recorded_ones(state):
     sentences = dict(zip(("normal", "abnormal"), prompt_ensemble("metal_nut"), strict=True))[state]
     assert (len(sentences), hashlib.sha256("\n".join(sentences).encode()).hexdigest()) == DIGESTS[state]
 

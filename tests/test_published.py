@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Fetching the published adapters, from a server on this machine that stands in for the authors' repository."""
+"""Download of the published adapters, from a local server that replaces the authors' repository."""
 
 import hashlib
 import threading
@@ -20,13 +20,13 @@ from anomalib_aprilgan.files.published import MIRROR_VARIABLE, PUBLISHED, Publis
 
 @dataclass
 class Mirror:
-    """A server and a cache of their own for a test.
+    """A local server and an empty cache for one test.
 
     Attributes:
-        content: What the server has at ``/folder/visa_pretrained.pth``; ``None``: nothing.
-        cached: Where the cache keeps the file.
-        mode: How the server misbehaves, if it does.
-        requests: Paths that it was asked for.
+        content: Content of ``/folder/visa_pretrained.pth`` on the server; ``None`` if there is no such file.
+        cached: Path of the file in the cache.
+        mode: Fault of the server: ``"nonsense"``, ``"truncated"``, or none.
+        requests: Requested paths.
     """
 
     content: bytes | None
@@ -69,7 +69,7 @@ class Mirror:
 
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, official_adapter: Path) -> Iterator[Mirror]:
-    """A running server that has the right file, and an empty cache."""
+    """Start a server that has the correct file, with an empty cache."""
     content = official_adapter.read_bytes()
     git_object_id = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
     monkeypatch.setitem(PUBLISHED, "visa", replace(PUBLISHED["visa"], git_object_id=git_object_id))
@@ -84,7 +84,7 @@ def mirror(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, official_adapter: Pa
 
 
 def assert_refused(mirror: Mirror) -> str:
-    """The download is refused, nothing is left behind, and the message says which file to put where."""
+    """Check that the download fails, leaves no file, and that the message names URL, cache and mirror variable."""
     with pytest.raises(RuntimeError) as error:
         fetch("visa")
     assert not [path for path in mirror.cached.parent.parent.rglob("*") if path.is_file()]
@@ -95,10 +95,10 @@ def assert_refused(mirror: Mirror) -> str:
     return message
 
 
-# ---- The table ----------------------------------------------------------------------------------------------------
+# ---- Constants ----------------------------------------------------------------------------------------------------
 
 
-def test_the_table_is_pinned_to_one_commit():
+def test_the_published_files_belong_to_one_commit():
     assert published.SOURCE.startswith("https://")
     assert "/ByChelsea/VAND-APRIL-GAN/f13b8a634e04f9fde8fa03db125b25af5695d8e1/exps/pretrained" in published.SOURCE
     assert {name: (entry.file_name, entry.git_object_id) for name, entry in PUBLISHED.items()} == {
@@ -108,7 +108,7 @@ def test_the_table_is_pinned_to_one_commit():
 
 
 @pytest.mark.parametrize(("name", "data_set"), [("mvtec", "MVTecAD"), ("visa", "Visa")])
-def test_what_the_published_adapters_belong_to(name, data_set):
+def test_the_origin_of_the_published_adapters(name, data_set):
     assert PUBLISHED[name].origin == AdapterOrigin(
         backbone="ViT-L-14-336",
         pretrained="openai",
@@ -126,12 +126,12 @@ def test_what_the_published_adapters_belong_to(name, data_set):
         (b"hello\n", "ce013625030ba8dba906f756967f9e9ca394464a"),
     ],
 )
-def test_the_check_is_git_s(tmp_path, content, git_object_id):
+def test_the_object_id_equals_git_s(tmp_path, content, git_object_id):
     (tmp_path / "file").write_bytes(content)
     assert published._git_object_id(tmp_path / "file") == git_object_id
 
 
-# ---- Fetching -----------------------------------------------------------------------------------------------------
+# ---- Download -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
@@ -143,7 +143,7 @@ def test_a_file_is_downloaded_into_the_cache(mirror, monkeypatch, slash):
     assert mirror.requests == ["/folder/visa_pretrained.pth"]
 
 
-def test_without_a_mirror_the_authors_repository_is_asked(mirror, monkeypatch):
+def test_without_a_mirror_the_authors_repository_is_used(mirror, monkeypatch):
     monkeypatch.delenv(MIRROR_VARIABLE)
     asked = []
 
@@ -156,21 +156,21 @@ def test_without_a_mirror_the_authors_repository_is_asked(mirror, monkeypatch):
     assert asked == [f"{published.SOURCE}/visa_pretrained.pth"]
 
 
-def test_the_cache_serves_offline(mirror):
+def test_a_cached_file_needs_no_network(mirror):
     fetch("visa")
     mirror.stop()
     assert fetch("visa").read_bytes() == mirror.content
     assert len(mirror.requests) == 1
 
 
-def test_a_file_put_into_the_cache_by_hand_is_used(mirror):
+def test_a_file_that_was_copied_into_the_cache_is_used(mirror):
     mirror.cached.parent.mkdir(parents=True)
     mirror.cached.write_bytes(mirror.content)
     assert fetch("visa") == mirror.cached
     assert not mirror.requests
 
 
-def test_a_damaged_cache_is_fetched_again(mirror, caplog):
+def test_a_damaged_file_in_the_cache_is_downloaded_again(mirror, caplog):
     fetch("visa")
     mirror.cached.write_bytes(mirror.content[:-1])
     assert fetch("visa").read_bytes() == mirror.content
@@ -203,13 +203,13 @@ def test_a_server_that_is_down_is_named(mirror):
     assert mirror.address in assert_refused(mirror)
 
 
-def test_a_server_that_speaks_something_else_is_named(mirror):
+def test_a_server_with_an_invalid_response_is_named(mirror):
     mirror.mode = "nonsense"
     assert mirror.address in assert_refused(mirror)
 
 
 @pytest.mark.parametrize("address", ["no address", "http://127.0.0.1:1/a folder", "gopher://127.0.0.1"])
-def test_an_impossible_mirror_is_named(mirror, monkeypatch, address):
+def test_an_invalid_mirror_is_named(mirror, monkeypatch, address):
     monkeypatch.setenv(MIRROR_VARIABLE, address)
     assert address in assert_refused(mirror)
 
@@ -221,7 +221,7 @@ def test_after_a_failure_the_next_attempt_succeeds(mirror):
     assert fetch("visa").read_bytes() == mirror.content
 
 
-def test_a_cache_that_cannot_be_written_is_named(mirror):
+def test_a_cache_without_write_access_is_named(mirror):
     mirror.cached.parent.parent.write_bytes(b"a file in place of the folder")
     with pytest.raises(RuntimeError, match="could not be downloaded") as error:
         fetch("visa")
@@ -231,7 +231,7 @@ def test_a_cache_that_cannot_be_written_is_named(mirror):
 # ---- In the model -------------------------------------------------------------------------------------------------
 
 
-def test_a_model_that_they_do_not_fit_refuses_before_any_download(mirror, make_model: Callable):
+def test_a_conflict_with_the_model_is_found_before_the_download(mirror, make_model: Callable):
     with pytest.raises(ValueError, match="'visa'") as error:
         make_model(adapter="visa")
     for side in ("'ViT-L-14-336'", "'golden-vit'", "(6, 12, 18, 24)", "(2, 4)"):
@@ -240,7 +240,7 @@ def test_a_model_that_they_do_not_fit_refuses_before_any_download(mirror, make_m
     assert not mirror.cached.exists()
 
 
-def test_a_model_that_they_fit_takes_them(mirror, monkeypatch, golden, make_model: Callable):
+def test_a_fitting_model_loads_the_published_adapters(mirror, monkeypatch, golden, make_model: Callable):
     origin = AdapterOrigin(backbone="golden-vit", quick_gelu=False, layers=(2, 4), trained_on=("Visa",))
     monkeypatch.setattr(PublishedAdapters, "origin", property(lambda entry: origin))
     model = make_model(adapter="visa")

@@ -1,6 +1,6 @@
-"""Quality of the embedded CLIP on kinds that it was not trained on, which a faulty change lowers.
+"""Quality of the embedded CLIP on kinds that it was not trained on. Errors in the method lower it.
 
-Random weights give meaningless maps, so they cannot show such a fault.
+Random weights give meaningless maps, so they cannot show such errors.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ from anomalib_aprilgan.demo.drawing.defects import DEFECTS
 from anomalib_aprilgan.demo.drawing.scenes import HELD_OUT_KINDS, Pixels, render, render_pair
 from anomalib_aprilgan.files.embedded import BACKBONE, IMAGE_SIZE, LAYERS
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
-from anomalib_aprilgan.method.clip import ImageFeatures
+from anomalib_aprilgan.method.encoders import ImageFeatures
 
 LOOK = 2026
 SIZE = 128
 SHOTS = (1, 2, 4, 8)
 NOISE = 0.01
-"""Variation of a mean AUROC over eight kinds with the choice of references."""
+"""Variation of the mean AUROC of eight kinds with the choice of references."""
 
 
 class Category(NamedTuple):
@@ -38,7 +38,7 @@ class Category(NamedTuple):
 
 
 class Quality(NamedTuple):
-    """AUROC of images and of pixels, means over all kinds."""
+    """AUROC of images and pixels, each the mean over all kinds."""
 
     image: float
     pixel: float
@@ -141,7 +141,7 @@ def test_more_shots_do_not_hurt(few_shot: dict[int, Quality]) -> None:
 def test_trained_adapters_beat_fresh_ones(
     measure: Measure, make_model: Callable[..., AprilGanModel], zero_shot: Quality
 ) -> None:
-    """The direction of fresh adapters is random: by chance a good one, or its opposite. So several are measured."""
+    """Fresh adapters are random and may be good by chance, so several are measured."""
     fresh = []
     for seed in range(4):
         torch.manual_seed(seed)
@@ -153,7 +153,7 @@ def test_trained_adapters_beat_fresh_ones(
 
 @pytest.fixture(scope="module")
 def alone(make_model: Callable[..., AprilGanModel], categories: dict[str, Category]) -> list[float]:
-    """Pixel AUROC of each stage alone, mean over all kinds."""
+    """Compute the pixel AUROC of each stage alone, the mean over all kinds."""
     model, qualities = make_model(adapter="demo"), []
     for kind, (_, images, _, masks) in categories.items():
         model.setup(kind)
@@ -164,7 +164,7 @@ def alone(make_model: Callable[..., AprilGanModel], categories: dict[str, Catego
 
 
 def test_all_stages_together_are_better_than_a_stage_on_average(alone: list[float], zero_shot: Quality) -> None:
-    """And no stage alone is better than all together, except by chance."""
+    """No single stage is better than all stages together by more than the noise."""
     assert np.mean(alone) < zero_shot.pixel
     assert max(alone) < zero_shot.pixel + 0.002
 
@@ -174,7 +174,7 @@ TIE = pytest.mark.xfail(strict=True, reason="5, 7, 8 alone: pixel AUROC 0.9688, 
 
 @pytest.mark.parametrize("stage", [pytest.param(stage, marks=TIE if stage != 6 else ()) for stage in LAYERS])
 def test_each_stage_alone_is_worse_than_all(alone: list[float], zero_shot: Quality, stage: int) -> None:
-    """The paper's claim (section 3.2). With this CLIP it holds for one of the stages."""
+    """The paper claims it (section 3.2). With this CLIP it is true for one of the stages."""
     assert alone[LAYERS.index(stage)] < zero_shot.pixel
 
 

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which reference images are found, drawn and read, and which files are refused by name."""
+"""Reference images: finding, drawing and reading them, and errors that name the files."""
 
 import os
 import random
@@ -46,13 +46,13 @@ def test_a_folder_is_searched_with_its_subfolders(tmp_path):
     assert files_in_source(str(tmp_path)) == expected
 
 
-def test_one_image_is_a_source(tmp_path):
+def test_the_source_may_be_one_image(tmp_path):
     path = write_image(tmp_path / "one.png")
     assert files_in_source(path) == [path]
 
 
 def test_a_text_file_lists_images(tmp_path):
-    """Relative paths start from the file's folder; comments and empty lines do not count; the order stays."""
+    """Relative paths start from the folder of the list, comments and empty lines are ignored, the order is kept."""
     relative, absolute = write_image(tmp_path / "images" / "a b.png"), write_image(tmp_path / "elsewhere" / "c.png")
     source = tmp_path / "references.txt"
     source.write_text(f"# normal images\n\n  {absolute}\nimages/a b.png  \n   # the end\n")
@@ -99,14 +99,14 @@ def test_an_empty_source_is_refused(tmp_path, kind):
     assert str(source) in str(error.value)
 
 
-def test_a_foreign_file_is_refused(tmp_path):
+def test_a_file_of_another_format_is_refused(tmp_path):
     (tmp_path / "references.npz").write_bytes(bytes(range(256)))
     with pytest.raises(ValueError, match="is none of these") as error:
         files_in_source(tmp_path / "references.npz")
     assert str(tmp_path / "references.npz") in str(error.value)
 
 
-def test_the_normal_images_of_a_training_split(sample_root):
+def test_the_normal_images_of_a_training_split_are_listed(sample_root):
     datamodule = MVTecAD(root=sample_root, category="coins", num_workers=0)
     datamodule.setup()
     files = normal_training_files(datamodule)
@@ -114,14 +114,14 @@ def test_the_normal_images_of_a_training_split(sample_root):
     assert files == [Path(path) for path in datamodule.train_data.samples.image_path]
 
 
-def test_abnormal_images_of_a_training_split_are_passed_over(sample_root):
+def test_abnormal_images_of_a_training_split_are_ignored(sample_root):
     datamodule = MVTecAD(root=sample_root, category="coins", num_workers=0)
     datamodule.setup()
     datamodule.train_data = datamodule.test_data
     assert {path.parent.name for path in normal_training_files(datamodule)} == {"good"}
 
 
-def test_a_datamodule_without_training_split(sample_root):
+def test_a_datamodule_without_training_split_has_no_files(sample_root):
     assert normal_training_files(MVTecAD(root=sample_root, category="coins", num_workers=0)) == []
 
 
@@ -130,29 +130,29 @@ def test_a_datamodule_without_training_split(sample_root):
 FILES = [Path(f"{number}.png") for number in range(20)]
 
 
-def test_nothing_is_drawn_twice():
+def test_no_file_is_drawn_twice():
     for seed in range(20):
         assert len(set(draw(FILES, 15, seed))) == 15
     assert sorted(draw(FILES, 20, seed=0)) == sorted(FILES)
 
 
-def test_a_draw_depends_on_the_seed_alone():
+def test_a_draw_depends_only_on_the_seed():
     expected = draw(FILES, 4, seed=7)
     torch.manual_seed(1)
     assert draw(FILES, 4, seed=7) == expected
     assert len({tuple(draw(FILES, 4, seed)) for seed in range(10)}) > 5
 
 
-def test_more_shots_add_to_fewer():
+def test_a_larger_draw_contains_a_smaller_one():
     for seed in range(5):
         assert draw(FILES, 4, seed)[:2] == draw(FILES, 2, seed)
 
 
-def test_every_file_has_its_chance():
+def test_each_file_can_be_drawn():
     assert {path for seed in range(100) for path in draw(FILES, 2, seed)} == set(FILES)
 
 
-def test_a_draw_leaves_the_global_random_states_alone():
+def test_a_draw_does_not_change_the_global_random_states():
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
     draw(FILES, 4, seed=0)
     assert torch.equal(torch.get_rng_state(), before[0])
@@ -176,7 +176,7 @@ def test_references_are_read_in_order_and_unchanged(tmp_path):
     torch.testing.assert_close(found, torch.from_numpy(expected).permute(0, 3, 1, 2) / 255)
 
 
-def test_references_are_read_as_the_tested_images_are(tmp_path, sample_root):
+def test_references_are_read_like_test_images(tmp_path, sample_root):
     """The same file as reference and as test image must give the same tensor."""
     datamodule = MVTecAD(root=sample_root, category="coins", num_workers=0)
     datamodule.setup()
@@ -197,7 +197,7 @@ def test_references_are_read_as_the_tested_images_are(tmp_path, sample_root):
         ("CMYK", None),
     ],
 )
-def test_other_modes_are_read(tmp_path, mode, expected):
+def test_images_of_other_modes_are_read(tmp_path, mode, expected):
     array = {"L": noise()[..., 0], "RGBA": noise(channels=4)}.get(mode, noise())
     image = Image.fromarray(array)
     path = tmp_path / ("image.tiff" if mode == "CMYK" else "image.png")
@@ -240,7 +240,7 @@ def write_truncated_png(path: Path) -> Path:
 
 
 def write_truncated_jpeg(path: Path) -> Path:
-    """Its header is whole, so that the fault shows only when the pixels are read."""
+    """Write a JPEG with a complete header, so that only decoding fails."""
     path = write_image(path.with_suffix(".jpg"))
     path.write_bytes(path.read_bytes()[:-500])
     return path
@@ -291,7 +291,7 @@ def test_unusable_images_are_refused_by_name(tmp_path, write):
     assert str(sound) not in str(error.value)
 
 
-def test_sixteen_bits_are_named_as_the_fault(tmp_path):
+def test_images_of_sixteen_bits_are_refused_with_the_reason(tmp_path):
     path = write_deep_grey(tmp_path / "deep")
     with Image.open(path) as image:
         assert image.mode == "I;16"
@@ -299,7 +299,7 @@ def test_sixteen_bits_are_named_as_the_fault(tmp_path):
         check_image_files([path])
 
 
-def test_all_faulty_files_are_named_up_to_ten(tmp_path):
+def test_up_to_ten_faulty_files_are_named(tmp_path):
     sound = write_image(tmp_path / "sound.png")
     faulty = [write_text(tmp_path / f"faulty{number:02}") for number in range(12)]
     check_image_files([sound, str(sound)])

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The same 8-bit resizing everywhere: by any release of PIL, and as part of a graph."""
+"""8-bit resizing: the same result with any release of PIL, and in an exported graph."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ import torch
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
 from anomalib_aprilgan.integration.resizing import resize_by_matrices, resize_by_pil
 
-# First channel of a tall image, resized by PIL 10.1 and, alike, by 12.0. PIL 13 resizes such an image height first.
+# First channel of a tall image, resized by PIL 10.1 and 12.0, which agree. PIL 13 resizes the height of it first.
 TALL = [
     [77, 81, 95, 132, 161, 176, 177, 175],
     [85, 123, 168, 133, 118, 133, 155, 169],
@@ -28,14 +28,14 @@ def tall_image() -> torch.Tensor:
 
 
 def images(height: int, width: int) -> torch.Tensor:
-    """Two images that rounding is hardest on: noise, and black or white pixels."""
+    """Make two images that are sensitive to rounding: noise, and black or white pixels."""
     generator = torch.Generator().manual_seed(height * 10_000 + width)
     noise = torch.randint(0, 256, (3, height, width), generator=generator)
     return torch.stack([noise, noise // 128 * 255]).to(torch.uint8)
 
 
 @pytest.mark.parametrize("resize", [resize_by_pil, lambda image, size: resize_by_matrices(image.float(), size)])
-def test_width_comes_first_as_in_the_releases_that_the_authors_had(resize):
+def test_width_is_resized_first_like_in_the_authors_pil(resize):
     found = resize(tall_image(), 8)
     assert found[0].int().tolist() == TALL
     assert int(found.int().sum()) == 24862
@@ -45,7 +45,7 @@ def test_width_comes_first_as_in_the_releases_that_the_authors_had(resize):
 @pytest.mark.parametrize(
     ("height", "width"), [(24, 61), (61, 24), (300, 20), (20, 300), (7, 5), (640, 480), (122, 48), (1, 1), (25, 24)]
 )
-def test_matrices_give_pils_result_to_the_last_grey_level(height, width, size):
+def test_matrices_give_exactly_the_same_values_as_pil(height, width, size):
     expected = resize_by_pil(images(height, width), size)
     assert torch.equal(resize_by_matrices(images(height, width).float(), size), expected.float())
 
@@ -56,7 +56,7 @@ def test_leading_dimensions_are_kept():
 
 
 @pytest.mark.parametrize("sides", ["any", "fixed"])
-def test_the_graph_of_the_pre_processor_resizes_as_it_does_itself(sides):
+def test_the_exported_pre_processor_gives_the_same_images(sides):
     pre_processor = AprilGanPreProcessor(24)
     dimension = torch.export.Dim
     dynamic = {0: dimension("batch"), 2: dimension("height"), 3: dimension("width")}
@@ -69,7 +69,7 @@ def test_the_graph_of_the_pre_processor_resizes_as_it_does_itself(sides):
         assert torch.equal(graph(batch), pre_processor(batch))
 
 
-def test_the_graph_leaves_images_of_the_right_size_alone():
-    batch = torch.rand(2, 3, 24, 24)  # no whole grey levels
+def test_the_exported_pre_processor_does_not_change_images_of_the_right_size():
+    batch = torch.rand(2, 3, 24, 24)  # values between the 8-bit levels
     graph = torch.export.export(AprilGanPreProcessor(24), (batch,), strict=False).module()
     assert torch.equal(graph(batch), AprilGanPreProcessor(24)(batch))

@@ -23,7 +23,7 @@ def write_small(root: Path, *categories: str, seed: int = 0) -> Path:
     return write_sample_data(root, categories, size=32, train=2, test=1, seed=seed)
 
 
-def test_the_layout_is_that_of_mvtec_ad(tmp_path: Path) -> None:
+def test_the_folder_layout_equals_mvtec_ad(tmp_path: Path) -> None:
     assert write_sample_data(str(tmp_path), ("coins",), size=32, train=2, test=3) == tmp_path
     expected = {f"coins/train/good/{number:03}.png" for number in range(2)}
     expected |= {f"coins/test/good/{number:03}.png" for number in range(3)}

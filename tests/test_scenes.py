@@ -1,4 +1,4 @@
-"""The generator of pictures: consistent categories, and defects that are visible where the mask says."""
+"""Generated pictures: consistent categories, and defects that are visible within their masks."""
 
 import numpy as np
 from numpy.random import default_rng
@@ -33,7 +33,7 @@ def test_pictures_are_reproducible_and_differ_by_their_number() -> None:
 
 
 def test_the_pictures_of_a_category_share_their_look() -> None:
-    """Before the camera, mean colours vary less within a category than between categories of the same kind."""
+    """Without camera effects, mean colours vary less within a category than between categories of the same kind."""
 
     def mean(kind: str, look: int, number: int) -> np.ndarray:
         return scenes._draw(kind, default_rng(look), default_rng(number), SIZE).picture.mean((0, 1))
@@ -53,7 +53,7 @@ def test_the_silhouette_covers_the_object() -> None:
 
 
 def test_a_defect_changes_the_pixels_of_its_mask() -> None:
-    """Beside the mask there are at most a soft rim and a shadow."""
+    """Outside the mask, only a soft rim and a shadow may change."""
     for defect in DEFECTS:
         for number, kind in enumerate(("tiles", "paper", "washer", "egg")):
             scene = scenes._draw(kind, default_rng(1), default_rng(2), SIZE)

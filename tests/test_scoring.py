@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Maps and scores against slow, plain oracles."""
+"""Maps and scores, compared with slow and simple implementations."""
 
 import math
 
@@ -28,7 +28,7 @@ def dot(left: torch.Tensor, right: torch.Tensor) -> float:
 
 
 def bilinear(grid: list[list[float]], size: int, row: int, column: int) -> float:
-    """Value of one pixel: corners of grid and image lie on each other."""
+    """Interpolate the value of one pixel, with aligned corners of grid and image."""
     side = len(grid)
     y, x = (position * (side - 1) / (size - 1) for position in (row, column))
     top, left = min(int(y), side - 2), min(int(x), side - 2)
@@ -42,7 +42,7 @@ def abnormal_share(normal: float, abnormal: float) -> float:
     return 1 / (1 + math.exp(normal - abnormal))
 
 
-def test_logit_scale_is_that_of_the_authors():
+def test_logit_scale_equals_the_authors():
     assert LOGIT_SCALE == 100
 
 
@@ -87,7 +87,7 @@ def test_stage_probabilities_lie_in_range_and_add_up_to_one():
 
 
 def test_softmax_is_taken_after_upsampling():
-    """Between a sure abnormal (logits 0, 20) and a slightly normal patch (0, -2), the sure one must prevail."""
+    """Halfway between logits (0, 20) and (0, -2), the softmax must be computed from the mean logits (0, 9)."""
     text_features = torch.eye(2)
     abnormal, normal = (0.0, 0.2), (0.0, -0.02)
     tokens = torch.tensor([[abnormal, normal, abnormal, normal]])
@@ -109,7 +109,7 @@ def test_abnormal_probability(own_class):
         assert found[image].item() == pytest.approx(share, abs=1e-9)
 
 
-def test_abnormal_probability_does_not_depend_on_the_embedding_s_length():
+def test_abnormal_probability_does_not_depend_on_the_norm_of_the_embedding():
     embedding, text_features = random_units(3, 5), random_units(2, 5, seed=1)
     lengths = torch.tensor([[0.01], [1.0], [50.0]])
     torch.testing.assert_close(
@@ -118,8 +118,8 @@ def test_abnormal_probability_does_not_depend_on_the_embedding_s_length():
     )
 
 
-def test_average_states_weighs_every_sentence_alike():
-    """A long embedding must count no more than a short one, and the result has length 1."""
+def test_average_states_gives_each_sentence_the_same_weight():
+    """The norm of an embedding must have no influence, and the result has norm 1."""
     found = average_states(torch.tensor([[30.0, 0.0, 0.0], [0.0, 0.1, 0.0]]))
     torch.testing.assert_close(found, torch.tensor([0.5**0.5, 0.5**0.5, 0.0]))
 
@@ -130,12 +130,12 @@ def test_image_score():
 
 
 def test_image_score_with_an_empty_range():
-    """With one image, minimum and maximum are the same; the score must be half the probability, not NaN."""
+    """With one image, minimum and maximum are equal. The score must be half the probability, not NaN."""
     found = image_score(torch.tensor([0.3]), torch.tensor([1.7]), torch.tensor([1.7, 1.7]))
     torch.testing.assert_close(found, torch.tensor([0.15]))
 
 
-def test_inputs_stay_as_they_are():
+def test_inputs_are_not_modified():
     tokens, text_features, ranges = random_units(1, 4, 3), random_units(2, 3, seed=1), torch.tensor([0.0, 2.0])
     copies = tokens.clone(), text_features.clone(), ranges.clone()
     stage_probabilities(tokens, text_features, 4)

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The plain model: the authors' recorded outputs, its state, and what it refuses."""
+"""The plain model: the authors' recorded outputs, its state, and its error messages."""
 
 import random
 from collections.abc import Callable
@@ -27,13 +27,13 @@ def random_images(number: int = 2, size: int = 96, seed: int = 0) -> Tensor:
 
 
 def random_features(seed: int = 0) -> Tensor:
-    """Text features of one class, for tests that need none in particular."""
+    """Random text features, for tests that do not need a real class."""
     features = torch.randn(2, 32, generator=torch.Generator().manual_seed(seed))
     return features / features.norm(dim=-1, keepdim=True)
 
 
 def set_class(model: AprilGanModel, features: Tensor) -> AprilGanModel:
-    """Set the text features by hand, which takes less time than encoding a prompt ensemble."""
+    """Set text features directly, which is faster than encoding a prompt ensemble."""
     model._text._computed["something"] = features
     model.setup("something")
     return model
@@ -64,12 +64,12 @@ def few_shot(golden: dict[str, Any], zero_shot: AprilGanModel) -> AprilGanModel:
 # ---- The authors' outputs -----------------------------------------------------------------------------------------
 
 
-def test_text_features_are_the_authors(golden, make_model):
+def test_text_features_equal_the_authors(golden, make_model):
     found = make_model().encode_classes(golden["classes"])
     torch.testing.assert_close(found, golden["text"], atol=1e-4, rtol=0)
 
 
-def test_the_zero_shot_prediction_is_the_authors(golden, zero_shot):
+def test_the_zero_shot_prediction_equals_the_authors(golden, zero_shot):
     prediction = zero_shot(golden["inputs"][golden["test"]])
     assert isinstance(prediction, InferenceBatch)
     torch.testing.assert_close(prediction.pred_score, golden["prob"].float(), atol=1e-4, rtol=0)
@@ -77,7 +77,7 @@ def test_the_zero_shot_prediction_is_the_authors(golden, zero_shot):
     torch.testing.assert_close(found, golden["zero_map"], atol=1e-4, rtol=0)
 
 
-def test_the_few_shot_prediction_is_the_authors(golden, few_shot):
+def test_the_few_shot_prediction_equals_the_authors(golden, few_shot):
     images = golden["inputs"][golden["test"]]
     raw = few_shot.predict_raw(images, few_shot.state.tensors())
     divisor = len(golden["layers"])
@@ -91,7 +91,7 @@ def test_the_few_shot_prediction_is_the_authors(golden, few_shot):
     torch.testing.assert_close(prediction.anomaly_map, raw.anomaly_map)
 
 
-def test_six_training_steps_are_the_authors(golden, make_model):
+def test_six_training_steps_equal_the_authors(golden, make_model):
     model = make_model().train()
     optimizer = torch.optim.Adam(model.adapters.parameters(), lr=1e-3, betas=(0.5, 0.999))
     text_features = model.encode_classes(golden["batch_classes"])
@@ -113,7 +113,7 @@ def test_six_training_steps_are_the_authors(golden, make_model):
 
 
 @pytest.mark.parametrize("with_references", [False, True], ids=["zero-shot", "few-shot"])
-def test_a_batch_is_what_its_images_are_one_by_one(golden, make_model, with_references):
+def test_a_batch_gives_the_same_as_its_images_one_by_one(golden, make_model, with_references):
     model = set_class(make_model(), golden["text"][1])
     if with_references:
         model.setup(reference_images=golden["inputs"][golden["refs"]])
@@ -142,7 +142,7 @@ def test_shapes_and_ranges(make_model, number, image_size, with_references):
     assert prediction.anomaly_map.std() > 1e-3, "a constant map has seen no patches"
 
 
-def test_a_reference_image_is_at_no_distance_from_itself(make_model):
+def test_a_reference_image_has_distance_zero_to_itself(make_model):
     model, images = set_class(make_model(), random_features()), random_images()
     without = raw_prediction(model, images).anomaly_map
     model.setup(reference_images=images)
@@ -151,7 +151,7 @@ def test_a_reference_image_is_at_no_distance_from_itself(make_model):
     assert (raw_prediction(model, images).anomaly_map - without).max() > 0.01
 
 
-def test_without_reference_layers_the_layers_are_used(make_model):
+def test_reference_layers_default_to_layers(make_model):
     model = make_model(reference_layers=None)
     assert model.reference_layers == model.layers == (2, 4)
     explicit = make_model(reference_layers=(2, 4))
@@ -186,7 +186,7 @@ def test_each_stage_has_its_own_adapter(make_model):
     torch.testing.assert_close(model(random_images()).anomaly_map, sum(singles) / 2)
 
 
-def test_the_image_score_needs_no_adapter(make_model):
+def test_the_zero_shot_image_score_does_not_depend_on_adapters(make_model):
     first, second = (set_class(make_model(adapter=adapter), random_features()) for adapter in (None, None))
     with torch.no_grad():
         second.adapters.fc[0].weight.mul_(-1)
@@ -195,7 +195,7 @@ def test_the_image_score_needs_no_adapter(make_model):
     assert not torch.equal(first.anomaly_map, second.anomaly_map)
 
 
-def test_one_pass_through_the_tower_serves_everything(make_model):
+def test_a_prediction_needs_one_pass_through_the_tower(make_model):
     model, calls = set_class(make_model(), random_features()), []
     model.setup(reference_images=random_images(seed=1))
     model.clip.towers.visual.conv1.register_forward_hook(lambda *_: calls.append(1))
@@ -203,8 +203,8 @@ def test_one_pass_through_the_tower_serves_everything(make_model):
     assert len(calls) == 1
 
 
-def test_the_model_leaves_autocast_where_it_would_round_similarities(make_model):
-    """Rounded to bfloat16, similarities times 100 would be a quarter apart."""
+def test_similarities_are_computed_without_autocast(make_model):
+    """In bfloat16, similarities times 100 have a resolution of a quarter only."""
     model = set_class(make_model(), random_features())
     model.setup(reference_images=random_images(seed=1))
     with torch.autocast("cpu", torch.bfloat16):
@@ -214,7 +214,7 @@ def test_the_model_leaves_autocast_where_it_would_round_similarities(make_model)
     assert_same_prediction(prediction, model(random_images()), atol=0.1)
 
 
-def test_inputs_stay_as_they_are(make_model):
+def test_inputs_are_not_modified(make_model):
     model, images, references = set_class(make_model(), random_features()), random_images(), random_images(seed=1)
     copies = images.clone(), references.clone()
     model.setup(reference_images=references)
@@ -257,7 +257,7 @@ def test_each_image_of_a_training_batch_has_its_own_class(make_model):
             torch.testing.assert_close(stage[number : number + 1], expected, atol=1e-5, rtol=0)
 
 
-def test_training_maps_are_those_of_the_prediction(make_model):
+def test_training_and_prediction_compute_the_same_maps(make_model):
     model = set_class(make_model(), random_features())
     maps = model.stage_maps(random_images(), random_features())
     expected = torch.stack([stage[:, 1] for stage in maps]).mean(dim=0)
@@ -265,7 +265,7 @@ def test_training_maps_are_those_of_the_prediction(make_model):
 
 
 def test_text_features_of_inference_mode_can_be_trained_with(make_model):
-    """Validation runs in inference mode and fills the cache that training reads."""
+    """Validation computes and caches text features in inference mode, and training uses the cache."""
     model = make_model()
     with torch.inference_mode():
         model.encode_class("cable")
@@ -274,7 +274,7 @@ def test_text_features_of_inference_mode_can_be_trained_with(make_model):
 
 
 def test_fresh_adapters_follow_the_global_seed(make_model):
-    """As elsewhere in torch: seed, then the same weights."""
+    """As for other modules of torch, the same seed gives the same weights."""
 
     def fresh(seed: int) -> Tensor:
         torch.manual_seed(seed)
@@ -287,7 +287,7 @@ def test_fresh_adapters_follow_the_global_seed(make_model):
 # ---- Setup --------------------------------------------------------------------------------------------------------
 
 
-def test_what_setup_is_not_told_stays(golden, few_shot):
+def test_setup_keeps_parts_that_are_not_given(golden, few_shot):
     few_shot.calibrate(0.1, 0.7)
     few_shot.setup("cable")
     torch.testing.assert_close(few_shot.text_features, golden["text"][0], atol=1e-4, rtol=0)
@@ -299,7 +299,7 @@ def test_what_setup_is_not_told_stays(golden, few_shot):
     assert (few_shot.class_name, few_shot.k_shot) == ("cable", 1)
 
 
-def test_new_references_take_back_the_calibration(make_model):
+def test_new_references_reset_the_calibration(make_model):
     model = make_model()
     assert model.map_range.tolist() == [0, 1]
     model.setup(reference_images=random_images())
@@ -331,8 +331,8 @@ def test_calibration_changes_nothing_but_the_few_shot_score(make_model):
     torch.testing.assert_close(after.pred_score, expected)
 
 
-def test_references_are_encoded_one_by_one_without_changing_the_bank(make_model):
-    """However many there are, memory holds one image's activations at a time."""
+def test_references_are_encoded_one_by_one_with_the_same_result(make_model):
+    """This limits memory to the activations of one image."""
     model, batch_sizes = make_model(), []
     model.clip.towers.visual.conv1.register_forward_hook(lambda module, inputs, _: batch_sizes.append(len(inputs[0])))
     images = random_images(3)
@@ -367,7 +367,7 @@ def test_forward_before_setup_is_refused(make_model):
         make_model()(random_images())
 
 
-def test_references_without_a_class_do_not_make_it_ready(make_model):
+def test_forward_with_references_but_without_a_class_is_refused(make_model):
     model = make_model()
     model.setup(reference_images=random_images())
     with pytest.raises(RuntimeError, match="class"):
@@ -409,7 +409,7 @@ def test_reference_images_of_another_shape_are_refused(make_model, shape):
 
 @pytest.mark.parametrize("name", ["layers", "reference_layers"])
 @pytest.mark.parametrize("stages", [(), (0, 2), (-1,), (2, 2), (4, 2), (5,), (2, 24), (1.0, 2.0), ("1",), "12", 4])
-def test_impossible_stages_are_refused(make_model, name, stages):
+def test_invalid_stages_are_refused(make_model, name, stages):
     with pytest.raises(ValueError, match=f"`{name}`") as error:
         make_model(adapter=None, **{name: stages})
     assert repr(stages) in str(error.value)
@@ -424,7 +424,7 @@ def test_stages_may_come_in_any_sequence(make_model, stages):
 # ---- Adapters -----------------------------------------------------------------------------------------------------
 
 
-def test_saved_adapters_fit_the_same_model(make_model, golden, tmp_path):
+def test_saved_adapters_can_be_loaded_by_the_same_model(make_model, golden, tmp_path):
     model = make_model()
     model.mark_trained(("MVTecAD/cable",))
     path = model.save_adapters(tmp_path / "adapters.safetensors")
@@ -466,7 +466,7 @@ def test_the_authors_adapters_belong_to_gelu(make_model):
         make_model(quick_gelu=True)
 
 
-def test_refused_adapters_leave_the_old_ones(make_model, official_adapter):
+def test_refused_adapters_do_not_change_the_present_ones(make_model, official_adapter):
     model = make_model(layers=(2, 3, 4), adapter=None)
     before = {name: value.clone() for name, value in model.adapters.state_dict().items()}
     with pytest.raises(ValueError, match="not fit"):
@@ -488,7 +488,7 @@ def through_a_file(model: AprilGanModel, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["zero-shot", "few-shot", "calibrated"])
-def test_what_is_saved_and_loaded_predicts_the_same(make_model, tmp_path, kind):
+def test_a_restored_model_gives_the_same_predictions(make_model, tmp_path, kind):
     model = set_class(make_model(), random_features())
     model.mark_trained(("Visa/pcb1",))
     if kind != "zero-shot":
@@ -513,7 +513,7 @@ def test_a_zero_shot_state_empties_the_banks(make_model, tmp_path):
     assert_same_prediction(restored(random_images()), model(random_images()))
 
 
-def test_a_state_dict_holds_no_clip(make_model, tmp_path):
+def test_a_state_dict_does_not_contain_clip(make_model, tmp_path):
     model = set_class(make_model(), random_features())
     state = through_a_file(model, tmp_path)
     assert set(state) == {
@@ -556,7 +556,7 @@ def test_a_refused_state_changes_nothing(make_model, tmp_path):
 
 
 def test_a_zero_shot_state_fits_another_image_size(make_model, tmp_path):
-    """An adapter works on each token by itself."""
+    """An adapter maps each token separately."""
     state = through_a_file(set_class(make_model(), random_features()), tmp_path)
     restored = make_model(image_size=64, adapter=None)
     restored.load_state_dict(state)
@@ -573,15 +573,15 @@ def test_memory_banks_of_another_image_size_are_refused(make_model, tmp_path, fi
         make_model(image_size=64).load_state_dict(through_a_file(model, tmp_path))
 
 
-def test_random_weights_fit_themselves(make_model, tmp_path):
-    """Without pre-training, CLIP's weights are the same each time, so that a checkpoint finds the right ones."""
+def test_a_state_with_random_clip_weights_can_be_restored(make_model, tmp_path):
+    """Random CLIP weights are the same each time, so they have the same fingerprint."""
     model = set_class(make_model(pretrained=None), random_features())
     restored = make_model(pretrained=None, adapter=None)
     restored.load_state_dict(through_a_file(model, tmp_path))
     assert_same_prediction(restored(random_images()), model(random_images()))
 
 
-# ---- Terms of the map, prompts, and CLIP itself in the adapters' place ----------------------------------------------
+# ---- Method options -----------------------------------------------------------------------------------------------
 
 
 def test_the_map_is_the_mean_of_the_chosen_stages(make_model: Callable[..., AprilGanModel], golden: dict) -> None:
@@ -596,7 +596,7 @@ def test_the_map_is_the_mean_of_the_chosen_stages(make_model: Callable[..., Apri
         assert torch.allclose(alone(images).pred_score, every(images).pred_score)
 
 
-def test_memory_banks_alone_are_what_they_add(make_model: Callable[..., AprilGanModel], golden: dict) -> None:
+def test_memory_banks_alone_give_the_map_that_they_add(make_model: Callable[..., AprilGanModel], golden: dict) -> None:
     images, references = golden["inputs"][:2], golden["inputs"][-3:]
     zero_shot, few_shot, alone = make_model(), make_model(), make_model(method=MethodOptions(map_stages=()))
     zero_shot.setup("bottle")
@@ -621,10 +621,10 @@ def test_single_prompts_are_one_sentence_per_state(make_model: Callable[..., Apr
     assert not torch.allclose(ensemble.text_features, expected, atol=1e-2)
 
 
-def test_clip_itself_in_the_adapters_place(
+def test_clip_projection_replaces_the_adapters(
     make_model: Callable[..., AprilGanModel], golden: dict, tmp_path: Path
 ) -> None:
-    """The last stage's tokens then lie where open_clip puts them."""
+    """The projected tokens of the last stage must equal open_clip's."""
     model = make_model(adapter=None, method=MethodOptions(projection="clip"), layers=(4,), reference_layers=(4,))
     images = golden["inputs"][:2]
     model.setup("bottle")
@@ -643,6 +643,6 @@ def test_clip_itself_in_the_adapters_place(
     ("argument", "value"),
     [("map_stages", (3,)), ("map_stages", (2, 2)), ("map_stages", "2"), ("prompts", "many"), ("projection", "none")],
 )
-def test_bad_choices_are_explained(make_model: Callable[..., AprilGanModel], argument: str, value: object) -> None:
+def test_unknown_options_are_refused(make_model: Callable[..., AprilGanModel], argument: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"`{argument}`"):
         make_model(method=MethodOptions(**{argument: value}))

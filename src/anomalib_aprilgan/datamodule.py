@@ -1,10 +1,10 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the adapters are trained on: the labelled images of every category of auxiliary data sets (section 4.1).
+"""Training data of the adapters: the labelled images of all categories of auxiliary data sets (section 4.1).
 
-The paper (arXiv 2305.17382) trains on the test split of VisA for tests on MVTec AD, and the reverse: normal and
-abnormal images with masks, of classes that are never tested.
+The paper (arXiv 2305.17382) trains on the test split of VisA for tests on MVTec AD, and vice versa: on normal and
+abnormal images with masks, whose classes are not tested.
 """
 
 import copy
@@ -29,28 +29,27 @@ logger = logging.getLogger(__name__)
 
 
 class AuxiliaryDataModule(AnomalibDataModule):
-    """The labelled images of every category of one or several anomalib datamodules, for training the adapters.
+    """Provides the labelled images of all categories of one or several anomalib datamodules to train adapters on.
 
-    What counts as labelled is a datamodule's test split: normal and abnormal images with masks. Each image carries its
-    category's name into its own text features (a ``Folder`` has no categories; its name serves).
+    The labelled images are the test split of each category: normal and abnormal images with masks. The text features
+    of an image are computed for its own category. A ``Folder`` is one category, named after the datamodule.
 
     Args:
-        source: An image datamodule of anomalib with masks, or several of them. Its own category does not matter where
-            the data set has several.
-        categories: Which categories to train on. ``None``: all that there are.
-        mosaic_probability: How often a training image is replaced by a 2 x 2 mosaic of four random images of its
-            category, in [0, 1]. The paper takes 0.2 for MVTec AD and 0 for VisA.
-        validation: A datamodule to watch while training: its test split is validated on after each epoch, and tested
-            by ``train``. Its data are not trained on.
-        train_batch_size: Images per training step; the paper takes 8.
-        eval_batch_size: Images per validation step.
-        num_workers: Processes that load images.
-        train_augmentations: Applied to image and mask together, before they are resized.
-        seed: Seed of the order of images. ``None``: that of ``seed_everything``.
+        source: An image datamodule of anomalib with masks, or a list of them. If its data set has several categories,
+            all of them are used, whatever the category of the datamodule is.
+        categories: Names of the categories to train on. ``None``: all categories.
+        mosaic_probability: Probability in [0, 1] that a training image is replaced by a 2 x 2 mosaic of four random
+            images of its category. The paper uses 0.2 for MVTec AD and 0 for VisA.
+        validation: A datamodule whose test split is validated after each epoch, and tested by ``Engine.train``. It is
+            not used for training.
+        train_batch_size: Number of images per training step; 8 in the paper.
+        eval_batch_size: Number of images per validation step.
+        num_workers: Number of processes that load images.
+        train_augmentations: Transform of image and mask, applied before resizing.
+        seed: Seed of the order of images and of the mosaics. ``None``: the seed of ``seed_everything``.
 
     Raises:
-        ValueError: If an argument is out of its range, a category does not exist, or a source has no masks or no
-            anomalies.
+        ValueError: If an argument is invalid, a category does not exist, or a source has no masks or no anomalies.
 
     Example:
         >>> from anomalib.data import Visa
@@ -78,13 +77,13 @@ class AuxiliaryDataModule(AnomalibDataModule):
         )
         self.sources = list(source) if isinstance(source, list | tuple) else [source]
         if not self.sources or not all(isinstance(one, AnomalibDataModule) for one in self.sources):
-            msg = f"Expected argument `source` to be one or several anomalib datamodules, but got {source!r}."
+            msg = f"Expected argument `source` to be an anomalib datamodule or a list of them, but got {source!r}."
             raise ValueError(msg)
         if not 0 <= mosaic_probability <= 1:
-            msg = f"Expected argument `mosaic_probability` to lie in [0, 1], but got {mosaic_probability}."
+            msg = f"Expected argument `mosaic_probability` to be in [0, 1], but got {mosaic_probability}."
             raise ValueError(msg)
         if categories is not None and (isinstance(categories, str) or not categories):
-            msg = f"Expected argument `categories` to be a list of names or None for all, but got {categories!r}."
+            msg = f"Expected argument `categories` to be a list of names, or None for all, but got {categories!r}."
             raise ValueError(msg)
         self.categories = categories
         self.mosaic_probability = mosaic_probability
@@ -92,17 +91,17 @@ class AuxiliaryDataModule(AnomalibDataModule):
 
     @property
     def trained_on(self) -> tuple[str, ...]:
-        """Each category that is trained on, once, as ``source/category``."""
+        """Names of the categories that are trained on, as ``source/category``, without duplicates."""
         names = (f"{category.source}/{category.class_name}" for category in self.train_data.categories)
         return tuple(dict.fromkeys(names))
 
     def prepare_data(self) -> None:
-        """Let each datamodule download or convert its data."""
+        """Let each datamodule prepare its data, for example by a download."""
         for datamodule in (*self.sources, *([self.validation] if self.validation else [])):
             datamodule.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
-        """Collect the categories."""
+        """Collect the labelled images of all categories."""
         if not hasattr(self, "train_data"):
             self._setup(stage)
         self._update_augmentations()
@@ -113,20 +112,19 @@ class AuxiliaryDataModule(AnomalibDataModule):
         if not any(category.dataset.has_anomalous for category in found):
             names = ", ".join(type(source).__name__ for source in self.sources)
             msg = (
-                f"Expected argument `source` to have abnormal images in its test split, but {names} has none. The "
-                "adapters learn from abnormal images with masks."
+                f"Expected argument `source` to have abnormal images in its test split, but {names} has none. Adapters "
+                "are trained on abnormal images with masks."
             )
             raise ValueError(msg)
         self.train_data: AuxiliaryDataset = AuxiliaryDataset(found, self.mosaic_probability)
         logger.info("Training on %d images of %d categories: %s", len(self.train_data), len(found), self.trained_on)
         if self.validation is not None:
             name = self.validation.category or self.validation.name
-            watched = AuxiliaryDataset([_load_category(self.validation, self.validation.category, name)])
-            self.val_data = watched
-            self.test_data = copy.copy(watched)
+            self.val_data = AuxiliaryDataset([_load_category(self.validation, self.validation.category, name)])
+            self.test_data = copy.copy(self.val_data)
 
     def _require_categories(self, found: Sequence[Category]) -> None:
-        """Make sure that every category that was asked for is there."""
+        """Check that all requested categories were found."""
         missing = sorted(set(self.categories or ()) - {category.class_name for category in found})
         if missing:
             available = [name for source in self.sources for name in category_names(source)]
@@ -134,10 +132,10 @@ class AuxiliaryDataModule(AnomalibDataModule):
             raise ValueError(msg)
 
     def train_dataloader(self) -> DataLoader[AuxiliaryItem]:
-        """Return the training images, shuffled anew each epoch.
+        """Return the training images in a new random order each epoch.
 
-        Order and mosaics depend on the seed and the epoch alone: a resumed training sees the images that an
-        uninterrupted one would, and several processes together take the batches that a single one would.
+        Order and mosaics depend only on seed and epoch. A resumed training therefore uses the same images as an
+        uninterrupted one, and several processes together use the same batches as one process.
         """
         trainer = self.trainer
         seed = self.seed if self.seed is not None else torch.initial_seed()
@@ -169,11 +167,11 @@ def category_names(source: AnomalibDataModule) -> list[str]:
     """List the categories of a datamodule's data set.
 
     Args:
-        source: The datamodule; its data must be on the disk.
+        source: A datamodule whose data are on disk.
 
     Returns:
-        Those with a folder of their own that holds a test split, in alphabetical order; without such folders the
-        datamodule's only category, or its name.
+        Names of the category folders that contain a test split, in alphabetical order. If there are none: category of
+        the datamodule, or its name.
     """
     root = getattr(source, "split_root", None) or getattr(source, "root", None)
     if source.category and root is not None and Path(root).is_dir():
@@ -191,25 +189,25 @@ def _categories_of(source: AnomalibDataModule, wanted: Sequence[str] | None) -> 
 
 
 def _load_category(source: AnomalibDataModule, category: str, class_name: str) -> Category:
-    """Read one category's test split.
+    """Read the test split of one category.
 
     Args:
-        source: A datamodule; it is left as it is.
-        category: Which of its categories; empty if it has none.
-        class_name: Its name in the sentences.
+        source: A datamodule, which is not changed.
+        category: Name of the category; empty if the datamodule has none.
+        class_name: Class name for the prompts.
 
     Returns:
         The category with its labelled images.
 
     Raises:
-        ValueError: If it cannot be read, or an abnormal image has no mask.
+        ValueError: If the category cannot be read, or an abnormal image has no mask.
     """
     datamodule = copy.copy(source)
     datamodule.category = category
     name = f"{class_name!r} of {source.name}"
-    advice = "The adapters learn from a test split of normal and abnormal images with a mask for each abnormal one."
+    advice = "Adapters are trained on a test split of normal and abnormal images, with a mask for each abnormal image."
     try:
-        # The test split as it is on disk: `setup` would take images from it for validation.
+        # `setup` would move images from the test split to the validation split.
         datamodule._setup()  # noqa: SLF001
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
         msg = f"Could not read category {name}: {type(error).__name__}: {error}. {advice}"
@@ -230,7 +228,7 @@ def _load_category(source: AnomalibDataModule, category: str, class_name: str) -
 
 
 def _exists(mask_path: object) -> bool:
-    """Whether a mask is there; some data sets keep several, or a folder, for an image."""
+    """Whether a mask exists. Some data sets have several masks, or a folder of masks, for one image."""
     if isinstance(mask_path, list | tuple):
         return bool(mask_path) and all(map(_exists, mask_path))
     return isinstance(mask_path, str | Path) and str(mask_path) != "" and Path(mask_path).exists()
