@@ -236,7 +236,7 @@ def test_damaged_metadata_are_refused_by_name(tmp_path, metadata):
 
 def test_a_number_of_adapters_that_contradicts_the_metadata_is_refused(tmp_path):
     path = write_adapters(tmp_path / "a.safetensors", fresh_weights(), replace(ORIGIN, layers=(3, 6, 9)))
-    with pytest.raises(ValueError, match=r"\(3, 6, 9\), but it holds 2 adapters"):
+    with pytest.raises(ValueError, match=r"\(3, 6, 9\), but it contains 2 adapters"):
         read_adapters(path)
 
 

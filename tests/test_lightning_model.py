@@ -429,7 +429,7 @@ class RunsCode:
         ("code", "would run code"),
         ("another model", "no checkpoint of AprilGan"),
         ("adapters", "no checkpoint of AprilGan.*`adapter`"),
-        ("empty", "empty or cut short"),
+        ("empty", "empty or truncated"),
         ("folder", "is a folder"),
     ],
 )

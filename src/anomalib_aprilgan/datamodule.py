@@ -128,7 +128,7 @@ class AuxiliaryDataModule(AnomalibDataModule):
         missing = sorted(set(self.categories or ()) - {category.class_name for category in found})
         if missing:
             available = [name for source in self.sources for name in category_names(source)]
-            msg = f"Expected argument `categories` to hold names from {available}, but got {missing}."
+            msg = f"Expected argument `categories` to be names from {available}, but got {missing}."
             raise ValueError(msg)
 
     def train_dataloader(self) -> DataLoader[AuxiliaryItem]:

@@ -121,7 +121,7 @@ def read_adapters(path: str | Path) -> tuple[dict[str, Tensor], AdapterOrigin]:
     try:
         weights, origin = _adapters_in(content, metadata)
     except (TypeError, ValueError) as error:
-        msg = f"The file {path} holds no adapters: {error}."
+        msg = f"The file {path} contains no adapters: {error}."
         raise ValueError(msg) from error
     return weights, origin
 
@@ -159,7 +159,7 @@ def _adapters_in(content: Any, metadata: Mapping[str, str]) -> tuple[dict[str, T
     stripped = {str(name).removeprefix(prefix): value for name, value in state.items() if str(name).startswith(prefix)}
     weights, origin = _only_adapters(stripped), AdapterOrigin.from_dict(fields)
     if origin.layers is not None and len(origin.layers) != len(weights) // 2:
-        msg = f"its metadata lists the stages {origin.layers}, but it holds {len(weights) // 2} adapters"
+        msg = f"its metadata lists the stages {origin.layers}, but it contains {len(weights) // 2} adapters"
         raise ValueError(msg)
     return weights, origin
 
@@ -187,6 +187,6 @@ def _only_adapters(weights: Mapping[str, Any]) -> dict[str, Tensor]:
         adapters |= {f"fc.{number}.weight": weight.float(), f"fc.{number}.bias": bias.float()}
     if not adapters:
         names = ", ".join(map(str, list(weights)[:4])) or "nothing"
-        msg = f"expected weights named fc.0.weight, fc.0.bias, ..., but it holds {names}"
+        msg = f"expected weights named fc.0.weight, fc.0.bias, ..., but it contains {names}"
         raise ValueError(msg)
     return adapters

@@ -34,7 +34,7 @@ def files_in_source(source: str | Path, argument: str = "few_shot_source") -> li
         The files; files of a folder are in alphabetical order.
 
     Raises:
-        ValueError: If the source does not exist, holds no images, or lists a file that does not exist.
+        ValueError: If the source does not exist, contains no images, or lists a file that does not exist.
     """
     source = Path(source).expanduser()
     if source.is_dir():
@@ -51,7 +51,7 @@ def files_in_source(source: str | Path, argument: str = "few_shot_source") -> li
         raise ValueError(msg)
     if not files:
         msg = (
-            f"Expected argument `{argument}` to hold images ({', '.join(IMG_EXTENSIONS)}), but found none in "
+            f"Expected argument `{argument}` to contain images ({', '.join(IMG_EXTENSIONS)}), but found none in "
             f"{str(source)!r}. Add images or choose another source."
         )
         raise ValueError(msg)

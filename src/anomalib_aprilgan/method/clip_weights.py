@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""CLIP weights: reading their files, resizing the positional embedding, and telling them apart by a digest."""
+"""CLIP weights: reading of files, resizing of the positional embedding, and a digest that identifies weights."""
 
 import hashlib
 import re
@@ -34,7 +34,7 @@ def read_clip_weights(path: Path) -> dict[str, Tensor]:
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         names = f"a dict with {', '.join(map(str, list(content)[:4]))}" if isinstance(content, dict) else type(content)
-        msg = f"Expected {path} to hold the state dict of a CLIP (names and tensors), but it holds {names}."
+        msg = f"Expected {path} to contain the state dict of a CLIP (names and tensors), but it contains {names}."
         raise ValueError(msg)
     return {re.sub(r"^module\.", "", str(name)): value for name, value in content.items()}
 

@@ -20,7 +20,7 @@ def focal_loss(probabilities: Tensor, target: Tensor) -> Tensor:
 
     Args:
         probabilities: Softmax maps of shape ``(N, 2, H, W)`` in [0, 1]; channel 1 is the abnormal state.
-        target: Ground truth of shape ``(N, H, W)``, 1 where abnormal, else 0.
+        target: Ground truth of shape ``(N, H, W)``, 1 for abnormal pixels, otherwise 0.
 
     Returns:
         Scalar, the mean over all pixels.
@@ -35,7 +35,7 @@ def dice_loss(anomaly_map: Tensor, target: Tensor) -> Tensor:
 
     Args:
         anomaly_map: Probabilities of shape ``(N, H, W)`` in [0, 1].
-        target: Ground truth of shape ``(N, H, W)``, 1 where abnormal, else 0.
+        target: Ground truth of shape ``(N, H, W)``, 1 for abnormal pixels, otherwise 0.
 
     Returns:
         Scalar in [0, 1].
@@ -51,7 +51,7 @@ def adapter_loss(stages: Iterable[Tensor], target: Tensor) -> Tensor:
 
     Args:
         stages: Per stage, softmax maps of shape ``(N, 2, H, W)`` in [0, 1].
-        target: Ground truth of shape ``(N, H, W)``, 1 where abnormal, else 0.
+        target: Ground truth of shape ``(N, H, W)``, 1 for abnormal pixels, otherwise 0.
 
     Returns:
         Scalar.
