@@ -10,8 +10,9 @@ from anomalib.data import MVTecAD
 from anomalib.engine import Engine
 
 import anomalib_aprilgan
-from anomalib_aprilgan import AprilGan, AprilGanModel, embedded
+from anomalib_aprilgan import AprilGan, AprilGanModel
 from anomalib_aprilgan.demo.drawing.scenes import AUXILIARY_KINDS, HELD_OUT_KINDS, KINDS
+from anomalib_aprilgan.files import embedded
 from anomalib_aprilgan.files.embedded import (
     BACKBONE,
     IMAGE_SIZE,

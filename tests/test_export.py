@@ -25,8 +25,9 @@ from lightning import seed_everything
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomalib_aprilgan import AprilGan, export
+from anomalib_aprilgan import AprilGan
 from anomalib_aprilgan.demo.sample_data import write_sample_data
+from anomalib_aprilgan.export import export
 from anomalib_aprilgan.export.quantization import compress_weights, quantize, quantize_within
 from anomalib_aprilgan.method.clip import Clip
 

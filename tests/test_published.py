@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from anomalib_aprilgan import published
+from anomalib_aprilgan.files import published
 from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
 from anomalib_aprilgan.files.published import MIRROR_VARIABLE, PUBLISHED, PublishedAdapters, fetch
 

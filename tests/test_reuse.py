@@ -647,3 +647,12 @@ def test_a_model_in_an_engine_s_hands_is_not_changed(
     engine().predict(model, data_path=sample_root / "gravel/test/good")
     model.add_references(sample_root / "coins/train/good")
     assert model.model.k_shot == 6
+
+
+def test_a_training_that_goes_on_with_other_data_remembers_both(
+    training_checkpoint: str, make: MakeModel, engine: MakeEngine, sample_root: Path
+) -> None:
+    model = make(adapter=None)
+    datamodule = AuxiliaryDataModule(data(sample_root, "coins"), ["coins"], num_workers=0)
+    engine(max_epochs=2).fit(model, datamodule=datamodule, ckpt_path=training_checkpoint)
+    assert model.model.trained_on == ("MVTecAD/brick", "MVTecAD/coins")

@@ -4,18 +4,13 @@
 """APRIL-GAN as a model of anomalib: the hooks that Engine, command line and checkpoints call."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from anomalib import LearningType
-from anomalib.data import AnomalibDataModule, Batch, InferenceBatch
+from anomalib.data import Batch, InferenceBatch
 from anomalib.metrics import Evaluator
-from anomalib.models.components import AnomalibModule
-from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
-from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS, STEP_OUTPUT
 from torch import Tensor, nn
@@ -24,20 +19,18 @@ from torch.optim import Adam, Optimizer
 from anomalib_aprilgan.datamodule import AuxiliaryDataModule
 from anomalib_aprilgan.export.export import Exportable
 from anomalib_aprilgan.export.products import Product, take_up
-from anomalib_aprilgan.integration import checkpoints, preparation, runs
+from anomalib_aprilgan.integration import preparation, runs
 from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.calibration import MapRange
-from anomalib_aprilgan.integration.callbacks import model_callbacks
-from anomalib_aprilgan.integration.metrics import paper_evaluator
-from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor, snapshot
+from anomalib_aprilgan.integration.post_processing import snapshot
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
 from anomalib_aprilgan.integration.references import check_image_files
-from anomalib_aprilgan.integration.setup import AUTO_ADAPTER, Arguments
+from anomalib_aprilgan.integration.setup import AUTO_ADAPTER
+from anomalib_aprilgan.integration.setup_module import SetupModule
 from anomalib_aprilgan.method.architecture import AUTO
 from anomalib_aprilgan.method.losses import adapter_loss
 from anomalib_aprilgan.method.options import MethodOptions
 from anomalib_aprilgan.method.scoring import image_score
-from anomalib_aprilgan.method.setup import Setup
 from anomalib_aprilgan.torch_model import AprilGanModel
 from anomalib_aprilgan_plugin import register
 
@@ -46,7 +39,7 @@ __all__ = ["AprilGan"]
 logger = logging.getLogger(__name__)
 
 
-class AprilGan(Exportable, AnomalibModule):  # type: ignore[misc]  # to_onnx is anomalib's, unlike Lightning's
+class AprilGan(Exportable, SetupModule):  # type: ignore[misc]  # to_onnx is anomalib's, unlike Lightning's
     """APRIL-GAN: zero- and few-shot anomaly detection with a frozen CLIP (arXiv 2305.17382).
 
     With adapters it is a zero-shot model, or with ``k_shot`` a few-shot one: ``Engine.test`` and ``Engine.predict``
@@ -140,65 +133,7 @@ class AprilGan(Exportable, AnomalibModule):  # type: ignore[misc]  # to_onnx is 
         if blueprint.has_backbone:  # else a checkpoint may bring another one, so the model is made on first use
             self._make_model()
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        """Make the plain model when it is used for the first time."""
-        if name == "model" and "_blueprint" in self.__dict__ and "model" not in self._modules:
-            self._make_model()
-        return super().__getattr__(name)
-
-    def _make_model(self, saved: dict[str, Any] | None = None) -> None:
-        """Make the plain model, with the architecture of a checkpoint where no argument says otherwise."""
-        adapter = self.adapter if saved is None and self.adapter != AUTO_ADAPTER else None
-        made = cast("AprilGanModel | None", self._modules.get("model"))
-        model = self._blueprint.make(saved, made, adapter)
-        if model is not made:
-            self.model = model.to(device=self.device, dtype=cast("torch.dtype", self.dtype))
-        if isinstance(self.pre_processor, AprilGanPreProcessor) and "pre_processor" not in self._given_components:
-            self.pre_processor.resize_to(model.image_size)
-
-    # ---- Setup ------------------------------------------------------------------------------------------------------
-
-    @property
-    def arguments(self) -> Arguments:
-        """What the user asked for, by arguments or by attributes that were set later."""
-        source = None if self.few_shot_source is None else str(self.few_shot_source)
-        return Arguments(self.class_name, None if self.adapter is None else str(self.adapter), self.k_shot, source)
-
-    @property
-    def setup_record(self) -> Setup:
-        """What the model is set up for: class, adapters, reference images, options of the post-processor."""
-        config = getattr(self.post_processor, "checkpoint_config", dict)
-        return replace(self.model.state.record, post_processor=config())
-
-    @property
-    def reference_files(self) -> tuple[str, ...]:
-        """Paths of the reference images in the memory banks."""
-        return self.model.reference_files
-
-    def prepare(self, datamodule: AnomalibDataModule | None = None) -> None:
-        """Set the class, load the adapters and draw the reference images, where that changes anything.
-
-        It is called before validation, test and prediction. If anything changes, the calibration is reset.
-
-        Args:
-            datamodule: Where class and references come from if arguments and checkpoint do not say. ``None``: that of
-                the present run, if any.
-
-        Raises:
-            ValueError: If there are too few references, or they cannot be read.
-            RuntimeError: If references are asked for and there is nothing to draw them from, or if published adapters
-                cannot be downloaded.
-        """
-        preparation.prepare(self, datamodule)
-
-    def ensure_prepared(self, datamodule: AnomalibDataModule | None = None) -> None:
-        """Prepare what is missing, for instance before an export. What is set up stays, whatever the datamodule is."""
-        is_prepared = self.model.class_name is not None and (self.model.is_few_shot or not self.k_shot)
-        preparation.prepare(self, None if is_prepared else datamodule)
-
-    def ensure_adapters(self) -> None:
-        """Load the adapters that the arguments ask for, if they are not in use."""
-        preparation.ensure_adapters(self)
+    # ---- Products ---------------------------------------------------------------------------------------------------
 
     @property
     def product(self) -> Product:
@@ -220,77 +155,6 @@ class AprilGan(Exportable, AnomalibModule):  # type: ignore[misc]  # to_onnx is 
         take_up(self, product)
         self.class_name, self.k_shot, self.few_shot_source = None, None, None
 
-    def add_references(self, source: str | Path) -> None:
-        """Add reference images to the memory banks. They stay, whatever datamodule comes later.
-
-        Thresholds and ranges stay, unless these are the first references; validate again to renew them.
-
-        Args:
-            source: A folder, one image, or a text file that lists image paths.
-
-        Raises:
-            ValueError: If there are none, or they cannot be read.
-            RuntimeError: If an Engine is running the model.
-        """
-        runs.refuse_during_run(self, "add_references")
-        self.ensure_prepared()
-        preparation.add_references(self, source)
-
-    # ---- What anomalib asks -----------------------------------------------------------------------------------------
-
-    @property
-    def learning_type(self) -> LearningType:
-        """Zero-shot or few-shot; with ``adapter=None`` a model that is trained, for which anomalib has one type."""
-        if self.adapter is None:
-            return LearningType.ONE_CLASS
-        made = cast("AprilGanModel | None", self._modules.get("model"))
-        is_few_shot = made is not None and made.is_few_shot if self.k_shot is None else self.k_shot > 0
-        return LearningType.FEW_SHOT if is_few_shot else LearningType.ZERO_SHOT
-
-    @property
-    def trainer_arguments(self) -> dict[str, Any]:
-        """No sanity check before training: there is nothing in the adapters to check yet."""
-        return {"num_sanity_val_steps": 0}
-
-    @classmethod
-    def configure_pre_processor(cls, image_size: tuple[int, int] | None = None) -> PreProcessor:
-        """Make the default pre-processor.
-
-        Args:
-            image_size: Height and width in pixels, which must be equal. ``None``: 518 x 518.
-
-        Raises:
-            ValueError: If height and width differ.
-        """
-        height, width = image_size or (518, 518)
-        if height != width:
-            msg = f"Expected argument `image_size` to be square, but got {image_size}."
-            raise ValueError(msg)
-        return AprilGanPreProcessor(height)
-
-    def configure_post_processor(self) -> AprilGanPostProcessor:
-        """Make the default post-processor."""
-        return AprilGanPostProcessor()
-
-    @staticmethod
-    def configure_evaluator() -> Evaluator:
-        """Make the default evaluator: the paper's seven metrics."""
-        return paper_evaluator()
-
-    def configure_callbacks(self) -> list[Callback]:
-        """Return the components as callbacks."""
-        return model_callbacks(self, cast("list[Callback]", super().configure_callbacks()))
-
-    def configure_optimizers(self) -> Optimizer | None:
-        """Adam for the adapters (section 4.1); nothing to optimise where they are given."""
-        if self.adapter is not None:
-            return None
-        return Adam(self.model.adapters.parameters(), lr=self.learning_rate, betas=(0.5, 0.999))
-
-    def val_dataloader(self) -> EVAL_DATALOADERS:
-        """No images: without validation data there is nothing to calibrate on, and nothing fails."""
-        return []
-
     # ---- Stages -----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -309,6 +173,14 @@ class AprilGan(Exportable, AnomalibModule):  # type: ignore[misc]  # to_onnx is 
         if stage == TrainerFn.FITTING and seed is not None and self.adapter is None and not self.model.trained_on:
             self.model.reset_adapters(seed)  # they were made before the command line's seed was known
 
+    # ---- Training ---------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Optimizer | None:
+        """Adam for the adapters (section 4.1); nothing to optimise where they are given."""
+        if self.adapter is not None:
+            return None
+        return Adam(self.model.adapters.parameters(), lr=self.learning_rate, betas=(0.5, 0.999))
+
     def on_train_start(self) -> None:
         """Check all files before the first step, and record what the adapters are trained on."""
         check_image_files(runs.image_files(self.trainer.train_dataloader))
@@ -323,25 +195,8 @@ class AprilGan(Exportable, AnomalibModule):  # type: ignore[misc]  # to_onnx is 
                 "with masks: wrap the datamodule in an AuxiliaryDataModule.",
                 ", ".join(seen) or "a dataloader",
             )
+        preparation.reset_calibration(self)  # thresholds of other adapters do not hold
         self.model.mark_trained(seen)
-
-    def on_validation_start(self) -> None:
-        """Prepare the model and check all files, unless this is validation between training epochs."""
-        self._map_range.clear()
-        if self.trainer.state.fn != TrainerFn.FITTING:
-            self._prepare_for(self.trainer.val_dataloaders)
-
-    def on_test_start(self) -> None:
-        """Prepare the model; check all files before the first is scored."""
-        self._prepare_for(self.trainer.test_dataloaders)
-
-    def on_predict_start(self) -> None:
-        """Prepare the model; check all files before the first is scored."""
-        self._prepare_for(self.trainer.predict_dataloaders)
-
-    def _prepare_for(self, loaders: object) -> None:
-        self.prepare()
-        check_image_files(runs.image_files(loaders))
 
     def training_step(self, batch: Batch[Any], *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
         """Compute the loss of the adapters.
@@ -370,6 +225,30 @@ class AprilGan(Exportable, AnomalibModule):  # type: ignore[misc]  # to_onnx is 
         loss = adapter_loss(stages, batch.gt_mask.as_subclass(Tensor))
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(images), sync_dist=True)
         return loss
+
+    # ---- Scoring ----------------------------------------------------------------------------------------------------
+
+    def val_dataloader(self) -> EVAL_DATALOADERS:
+        """No images: without validation data there is nothing to calibrate on, and nothing fails."""
+        return []
+
+    def on_validation_start(self) -> None:
+        """Prepare the model and check all files, unless this is validation between training epochs."""
+        self._map_range.clear()
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self._prepare_for(self.trainer.val_dataloaders)
+
+    def on_test_start(self) -> None:
+        """Prepare the model; check all files before the first is scored."""
+        self._prepare_for(self.trainer.test_dataloaders)
+
+    def on_predict_start(self) -> None:
+        """Prepare the model; check all files before the first is scored."""
+        self._prepare_for(self.trainer.predict_dataloaders)
+
+    def _prepare_for(self, loaders: object) -> None:
+        self.prepare()
+        check_image_files(runs.image_files(loaders))
 
     def validation_step(self, batch: Batch[Any], *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
         """Score a batch. Few-shot, raw predictions are kept until the end, when the scores become final."""
@@ -430,52 +309,6 @@ class AprilGan(Exportable, AnomalibModule):  # type: ignore[misc]  # to_onnx is 
         images = self.pre_processor(batch) if self.pre_processor else batch
         prediction = self.model(images, tensors)
         return post_processor(prediction) if post_processor else prediction
-
-    # ---- Checkpoints ------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls,
-        checkpoint_path: str | Path,
-        *args: Any,  # noqa: ANN401
-        **kwargs: Any,  # noqa: ANN401
-    ) -> "AprilGan":
-        """Load a model from a checkpoint. CLIP's weights are not in it and must be at hand.
-
-        Args:
-            checkpoint_path: The checkpoint.
-            *args: anomalib's further arguments.
-            **kwargs: anomalib's further arguments, and arguments of this class, which come before the checkpoint's.
-
-        Raises:
-            ValueError: If the checkpoint is damaged, would run code, or belongs to another model.
-        """
-        checkpoints.check_checkpoint(checkpoint_path)
-        model = cast("AprilGan", super().load_from_checkpoint(checkpoint_path, *args, **kwargs))
-        model.ensure_adapters()
-        return model
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the setup with the state; leave out metrics, and arguments, which the setup makes needless."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["hyper_parameters"] = {"learning_rate": self.learning_rate}
-        checkpoints.write_components(checkpoint, self)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take from the checkpoint what no argument says: the architecture, and options of the components."""
-        trainer = runs.running_trainer(self)
-        if trainer is not None and trainer.ckpt_path is None:
-            checkpoints.discard(checkpoint, self)
-            return
-        self._make_model(checkpoints.saved_architecture(checkpoints.saved_state(checkpoint)))
-        super().on_load_checkpoint(checkpoints.components_to_restore(checkpoint, self, self._given_components))
-        datamodule = runs.datamodule_of(trainer)
-        if datamodule is not None:  # its workers resize images as the pre-processor does
-            datamodule.setup(self.trainer.state.fn)
-
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401
-        """Load a state. Metrics are no part of it; of another post-processor, what both have in common is taken."""
-        return super().load_state_dict(checkpoints.fitted_state(state_dict, self), strict, assign)
 
 
 register()  # for programs that import this module first: when it imports anomalib, AprilGan does not exist yet

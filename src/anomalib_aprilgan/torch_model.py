@@ -248,13 +248,14 @@ class AprilGanModel(FewShotClip):
         self._require_adapters().reset_parameters(seed)
 
     def mark_trained(self, trained_on: Sequence[str]) -> None:
-        """Record that the adapters are trained, not loaded.
+        """Record that the adapters are trained, perhaps after they were trained on other data.
 
         Args:
-            trained_on: Data sets and categories that they are trained on.
+            trained_on: Data sets and categories that they are trained on now.
         """
         record = self.state.record
-        self.state.replace(replace(record, adapter=None, adapter_origin="call", trained_on=tuple(trained_on)))
+        every = tuple(dict.fromkeys((*record.trained_on, *trained_on)))
+        self.state.replace(replace(record, adapter=None, adapter_origin="call", trained_on=every))
 
     def _require_adapters(self) -> StageAdapters:
         if isinstance(self.adapters, StageAdapters):

@@ -20,7 +20,15 @@ from anomalib_aprilgan.integration.setup import Arguments, Data, overlap, resolv
 from anomalib_aprilgan.method.setup import References, Setup
 from anomalib_aprilgan.torch_model import AprilGanModel
 
-__all__ = ["Preparable", "add_references", "apply", "ensure_adapters", "prepare", "warn_of_overlap"]
+__all__ = [
+    "Preparable",
+    "add_references",
+    "apply",
+    "ensure_adapters",
+    "prepare",
+    "reset_calibration",
+    "warn_of_overlap",
+]
 
 logger = logging.getLogger(__name__)
 

@@ -167,7 +167,7 @@ def overlap(trained_on: Sequence[str], data: Data) -> tuple[str, ...]:
     """Find the training data of adapters that the tested data are part of.
 
     Args:
-        trained_on: Data sets (``"Visa"``), categories (``"screw"``), or both (``"MVTecAD/screw"``).
+        trained_on: Data sets (``"Visa"``), or data sets and categories (``"MVTecAD/screw"``).
         data: Describes the tested data.
 
     Returns:
@@ -178,6 +178,4 @@ def overlap(trained_on: Sequence[str], data: Data) -> tuple[str, ...]:
 
 def _is_same_data(entry: str, data: Data) -> bool:
     name, _, category = entry.partition("/")
-    if not category:
-        return name in {data.name, data.category}
-    return name == data.name and (not data.category or category == data.category)
+    return name == data.name and (not category or not data.category or category == data.category)

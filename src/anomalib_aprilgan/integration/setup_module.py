@@ -1,0 +1,210 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A module of anomalib around the plain model: made when needed, set up by value, saved with its setup."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from anomalib import LearningType
+from anomalib.data import AnomalibDataModule
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
+from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import Callback
+from typing_extensions import Self
+
+from anomalib_aprilgan.integration import checkpoints, preparation, runs
+from anomalib_aprilgan.integration.building import Blueprint
+from anomalib_aprilgan.integration.callbacks import model_callbacks
+from anomalib_aprilgan.integration.metrics import paper_evaluator
+from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
+from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
+from anomalib_aprilgan.integration.setup import AUTO_ADAPTER, Arguments
+from anomalib_aprilgan.method.setup import Setup
+from anomalib_aprilgan.torch_model import AprilGanModel
+
+__all__ = ["SetupModule"]
+
+
+class SetupModule(AnomalibModule):
+    """Holds a plain model, and keeps it set up for what arguments, checkpoint and datamodule say.
+
+    Attributes:
+        model: The plain model. It is made on first use, if no argument names a backbone: a checkpoint may do so.
+        adapter: Explicit argument, see ``AprilGan``; may be set later.
+        class_name: Likewise.
+        k_shot: Likewise.
+        few_shot_source: Likewise.
+    """
+
+    model: AprilGanModel
+    adapter: str | None
+    class_name: str | None
+    k_shot: int | None
+    few_shot_source: Path | None
+    _blueprint: Blueprint
+    _given_components: frozenset[str]
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        """Make the plain model when it is used for the first time."""
+        if name == "model" and "_blueprint" in self.__dict__ and "model" not in self._modules:
+            self._make_model()
+        return super().__getattr__(name)
+
+    def _make_model(self, saved: dict[str, Any] | None = None) -> None:
+        """Make the plain model, with the architecture of a checkpoint where no argument says otherwise."""
+        adapter = self.adapter if saved is None and self.adapter != AUTO_ADAPTER else None
+        made = cast("AprilGanModel | None", self._modules.get("model"))
+        model = self._blueprint.make(saved, made, adapter)
+        if model is not made:
+            self.model = model.to(device=self.device, dtype=cast("torch.dtype", self.dtype))
+        if isinstance(self.pre_processor, AprilGanPreProcessor) and "pre_processor" not in self._given_components:
+            self.pre_processor.resize_to(model.image_size)
+
+    @property
+    def arguments(self) -> Arguments:
+        """What the user asked for, by arguments or by attributes that were set later."""
+        source = None if self.few_shot_source is None else str(self.few_shot_source)
+        return Arguments(self.class_name, None if self.adapter is None else str(self.adapter), self.k_shot, source)
+
+    @property
+    def setup_record(self) -> Setup:
+        """What the model is set up for: class, adapters, reference images, options of the post-processor."""
+        config = getattr(self.post_processor, "checkpoint_config", dict)
+        return replace(self.model.state.record, post_processor=config())
+
+    @property
+    def reference_files(self) -> tuple[str, ...]:
+        """Paths of the reference images in the memory banks."""
+        return self.model.reference_files
+
+    def prepare(self, datamodule: AnomalibDataModule | None = None) -> None:
+        """Set the class, load the adapters and draw the reference images, where that changes anything.
+
+        It is called before validation, test and prediction. If anything changes, the calibration is reset.
+
+        Args:
+            datamodule: Where class and references come from if arguments and checkpoint do not say. ``None``: that of
+                the present run, if any.
+
+        Raises:
+            ValueError: If there are too few references, or they cannot be read.
+            RuntimeError: If references are asked for and there is nothing to draw them from, or if published adapters
+                cannot be downloaded.
+        """
+        preparation.prepare(self, datamodule)
+
+    def ensure_prepared(self, datamodule: AnomalibDataModule | None = None) -> None:
+        """Prepare what is missing, for instance before an export. What is set up stays, whatever the datamodule is."""
+        is_prepared = self.model.class_name is not None and (self.model.is_few_shot or not self.k_shot)
+        preparation.prepare(self, None if is_prepared else datamodule)
+
+    def ensure_adapters(self) -> None:
+        """Load the adapters that the arguments ask for, if they are not in use."""
+        preparation.ensure_adapters(self)
+
+    def add_references(self, source: str | Path) -> None:
+        """Add reference images to the memory banks. They stay, whatever datamodule comes later.
+
+        Thresholds and ranges stay, unless these are the first references; validate again to renew them.
+
+        Args:
+            source: A folder, one image, or a text file that lists image paths.
+
+        Raises:
+            ValueError: If there are none, or they cannot be read.
+            RuntimeError: If an Engine is running the model.
+        """
+        runs.refuse_during_run(self, "add_references")
+        self.ensure_prepared()
+        preparation.add_references(self, source)
+
+    @property
+    def learning_type(self) -> LearningType:
+        """Zero-shot or few-shot; with ``adapter=None`` a model that is trained, for which anomalib has one type."""
+        if self.adapter is None:
+            return LearningType.ONE_CLASS
+        made = cast("AprilGanModel | None", self._modules.get("model"))
+        is_few_shot = made is not None and made.is_few_shot if self.k_shot is None else self.k_shot > 0
+        return LearningType.FEW_SHOT if is_few_shot else LearningType.ZERO_SHOT
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """No sanity check before training: there is nothing in the adapters to check yet."""
+        return {"num_sanity_val_steps": 0}
+
+    @classmethod
+    def configure_pre_processor(cls, image_size: tuple[int, int] | None = None) -> PreProcessor:
+        """Make the default pre-processor.
+
+        Args:
+            image_size: Height and width in pixels, which must be equal. ``None``: 518 x 518.
+
+        Raises:
+            ValueError: If height and width differ.
+        """
+        height, width = image_size or (518, 518)
+        if height != width:
+            msg = f"Expected argument `image_size` to be square, but got {image_size}."
+            raise ValueError(msg)
+        return AprilGanPreProcessor(height)
+
+    def configure_post_processor(self) -> AprilGanPostProcessor:
+        """Make the default post-processor."""
+        return AprilGanPostProcessor()
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Make the default evaluator: the paper's seven metrics."""
+        return paper_evaluator()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the components as callbacks."""
+        return model_callbacks(self, cast("list[Callback]", super().configure_callbacks()))
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Self:
+        """Load a model from a checkpoint. CLIP's weights are not in it and must be at hand.
+
+        Args:
+            checkpoint_path: The checkpoint.
+            *args: anomalib's further arguments.
+            **kwargs: anomalib's further arguments, and arguments of this class, which come before the checkpoint's.
+
+        Raises:
+            ValueError: If the checkpoint is damaged, would run code, or belongs to another model.
+        """
+        checkpoints.check_checkpoint(checkpoint_path)
+        model = cast("Self", super().load_from_checkpoint(checkpoint_path, *args, **kwargs))
+        model.ensure_adapters()
+        return model
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the setup with the state; leave out metrics, and arguments, which the setup makes needless."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["hyper_parameters"] = {"learning_rate": self.learning_rate}
+        checkpoints.write_components(checkpoint, self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take from the checkpoint what no argument says: the architecture, and options of the components."""
+        trainer = runs.running_trainer(self)
+        if trainer is not None and trainer.ckpt_path is None:
+            checkpoints.discard(checkpoint, self)
+            return
+        self._make_model(checkpoints.saved_architecture(checkpoints.saved_state(checkpoint)))
+        super().on_load_checkpoint(checkpoints.components_to_restore(checkpoint, self, self._given_components))
+        datamodule = runs.datamodule_of(trainer)
+        if datamodule is not None:  # its workers resize images as the pre-processor does
+            datamodule.setup(self.trainer.state.fn)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401
+        """Load a state. Metrics are no part of it; of another post-processor, what both have in common is taken."""
+        return super().load_state_dict(checkpoints.fitted_state(state_dict, self), strict, assign)
