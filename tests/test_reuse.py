@@ -33,6 +33,7 @@ from torchvision.transforms.v2 import Compose, Normalize, RandomErasing, Resize
 from anomalib_aprilgan import AprilGan, AprilGanModel, AuxiliaryDataModule
 from anomalib_aprilgan.files import embedded
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
+from anomalib_aprilgan.method.options import MethodOptions
 
 MakeModel = Callable[..., AprilGan]
 MakeEngine = Callable[..., Engine]
@@ -397,12 +398,27 @@ def test_a_custom_pre_processor_is_restored_or_asked_for(
         assert load(str(runner.best_model_path), pre_processor=lost).pre_processor is lost
 
 
-def test_an_explicit_pre_processor_stays(fitted: tuple[AprilGan, str]) -> None:
+def test_another_image_size_or_method_does_not_keep_the_thresholds(
+    make: MakeModel, engine: MakeEngine, sample_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = engine()
+    runner.fit(make(), datamodule=data(sample_root))
+    path = runner.best_model_path
+    for arguments in ({"image_size": 96}, {"method": MethodOptions(map_stages=(2,))}):
+        caplog.clear()
+        model = AprilGan.load_from_checkpoint(path, **arguments)
+        assert calibration(model) == (0.0, 1.0, 0.5, 1.0)
+        assert "thresholds and ranges are reset" in caplog.text
+        assert model.setup_record.class_name == "gravel"
+
+
+def test_an_explicit_pre_processor_stays(fitted: tuple[AprilGan, str], caplog: pytest.LogCaptureFixture) -> None:
     transform = Compose([Resize((64, 64), antialias=True), Normalize(mean=[0.1] * 3, std=[0.9] * 3)])
     own = PreProcessor(transform)
     model = AprilGan.load_from_checkpoint(fitted[1], pre_processor=own)
     assert model.pre_processor is own
     assert own.transform is transform
+    assert "differs from the checkpoint's" in caplog.text
 
 
 def test_components_that_were_switched_off_stay_off(make: MakeModel, engine: MakeEngine, sample_root: Path) -> None:

@@ -19,6 +19,7 @@ from typing_extensions import Self
 from anomalib_aprilgan.integration import checkpoints, preparation, runs
 from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.callbacks import model_callbacks
+from anomalib_aprilgan.integration.components import components_to_restore, write_components
 from anomalib_aprilgan.integration.metrics import paper_evaluator
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
@@ -191,7 +192,8 @@ class SetupModule(AnomalibModule):
         """Save the setup with the state; leave out metrics, and arguments, which the setup makes needless."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["hyper_parameters"] = {"learning_rate": self.learning_rate}
-        checkpoints.write_components(checkpoint, self)
+        checkpoint["state_dict"] = checkpoints.without_metrics(checkpoint)
+        write_components(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take from the checkpoint what no argument says: the architecture, and options of the components."""
@@ -200,11 +202,17 @@ class SetupModule(AnomalibModule):
             checkpoints.discard(checkpoint, self)
             return
         self._make_model(checkpoints.saved_architecture(checkpoints.saved_state(checkpoint)))
-        super().on_load_checkpoint(checkpoints.components_to_restore(checkpoint, self, self._given_components))
+        super().on_load_checkpoint(components_to_restore(checkpoint, self, self._given_components))
         datamodule = runs.datamodule_of(trainer)
         if datamodule is not None:  # its workers resize images as the pre-processor does
             datamodule.setup(self.trainer.state.fn)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401
-        """Load a state. Metrics are no part of it; of another post-processor, what both have in common is taken."""
-        return super().load_state_dict(checkpoints.fitted_state(state_dict, self), strict, assign)
+        """Load a state. Metrics are no part of it; of another post-processor, what both have in common is taken.
+
+        Thresholds and ranges are reset if the state was calibrated with another image size or other method options.
+        """
+        loaded = super().load_state_dict(checkpoints.fitted_state(state_dict, self), strict, assign)
+        if not checkpoints.is_calibrated_for(state_dict, self.model):
+            preparation.reset_calibration(self)
+        return loaded
