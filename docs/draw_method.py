@@ -83,7 +83,7 @@ def centre(place: tuple[int, int]) -> float:
 
 
 def inputs_and_towers() -> str:
-    """Draw what enters, the prompts and the two towers of CLIP."""
+    """Draw the inputs, the prompts and the two towers of CLIP."""
     tower = (206, 442)
     drawn = box("input", LEFT, 12, 64, (TITLE, "class name"), (DETAIL, "“metal nut”"))
     drawn += box("input", MIDDLE, 12, 64, (TITLE, "image"))
@@ -109,7 +109,7 @@ def inputs_and_towers() -> str:
 
 
 def features_and_stages() -> str:
-    """Draw text features, adapters and memory banks, and what is compared with what."""
+    """Draw text features, adapters and memory banks, then the two comparisons."""
     features = ((TITLE, "text features"), (DETAIL, "normal, abnormal"), (FILE, "method/text_features.py"))
     adapters = ((TITLE, "linear adapters"), (DETAIL, "one per stage"), (FILE, "method/adapters.py"))
     banks = ((TITLE, "memory banks"), (DETAIL, "one per stage"), (FILE, "method/memory_bank.py"))
@@ -128,7 +128,7 @@ def features_and_stages() -> str:
 
 
 def maps_and_scores() -> str:
-    """Draw what the similarities and distances become."""
+    """Draw the maps and the scores."""
     drawn = "".join(arrow((centre(place), 507), (centre(place), 542)) for place in (LEFT, MIDDLE, RIGHT))
     score = ((TITLE, "zero-shot score"), (DETAIL, "softmax"), (FILE, "method/scoring.py"))
     zero_shot = ((TITLE, "zero-shot map"), (DETAIL, "upsample, softmax,"), (DETAIL, "sum over stages"))

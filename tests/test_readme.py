@@ -1,4 +1,4 @@
-"""Every command and every piece of Python in the README is run, in order, with a small backbone.
+"""Runs every command and every piece of Python in the README, in order, with a small backbone.
 
 CI runs the commands that set up environments, and takes them from the README.
 """
@@ -33,14 +33,14 @@ BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, flags=re.DOTALL)
 
 
 def commands() -> list[str]:
-    """Each command line of the README's bash blocks, continued lines joined."""
+    """Return each command line of the README's bash blocks, with continued lines joined."""
     text = "\n".join(block for language, block in BLOCKS if language == "bash")
     return [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.strip()]
 
 
 @pytest.fixture
 def user_folder(sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with everything that the README's commands name."""
+    """Change to a folder with all files that the README's commands name."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "configs", "configs")
     for name in ("bottle", "cable", "capsule", "metal_nut"):
@@ -61,7 +61,7 @@ def user_folder(sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def small(command: str, clip_weights: Path, adapter: Path) -> list[str]:
-    """A command's arguments, and those that make the model and the training small."""
+    """Return the arguments of a command, with further ones that make model and training small."""
     arguments = shlex.split(command)[1:]
     verb = arguments[0]
     model = {"backbone": "golden-vit", "pretrained": clip_weights, "image_size": 64, "layers": "[2,4]"}
@@ -77,10 +77,10 @@ def small(command: str, clip_weights: Path, adapter: Path) -> list[str]:
 
 
 def run(command: str, clip_weights: Path, adapter: Path) -> None:
-    """Run a command as its entry point would."""
+    """Run a command as its entry point does."""
     if command.startswith("anomalib-aprilgan sample-data"):
         main([*shlex.split(command)[1:], "--train=1", "--test=1", "--size=64"])
-    elif "benchmark" in command or "compare_mvtec" in command:  # these configs are run by test_configs.py
+    elif "benchmark" in command or "compare_mvtec" in command:  # test_configs.py runs these configurations
         assert Path(command.rsplit(maxsplit=1)[-1]).is_file()
     elif command.startswith("anomalib-aprilgan compare"):
         models = {"backbone": "golden-vit", "pretrained": clip_weights, "image_size": 64, "layers": "[2,4]"}
@@ -96,7 +96,7 @@ def run(command: str, clip_weights: Path, adapter: Path) -> None:
         main([*shlex.split(command)[1:], *small_models, "--data.num_workers=0", "--trainer.accelerator=cpu"])
     elif command.startswith("anomalib-aprilgan"):
         main(shlex.split(command)[1:])
-    elif command.startswith("python examples/benchmark"):  # takes its time; test_examples.py runs it in small
+    elif command.startswith("python examples/benchmark"):  # takes half an hour; test_examples.py runs a small part
         assert (ROOT / shlex.split(command)[1]).is_file()
     elif command.startswith("python examples/"):
         subprocess.run([sys.executable, ROOT / command.split()[1], *command.split()[2:]], check=True)
@@ -107,7 +107,7 @@ def run(command: str, clip_weights: Path, adapter: Path) -> None:
         AnomalibCLI(small(command, clip_weights, adapter))
 
 
-def test_the_readme_has_commands_for_all_of_its_promises() -> None:
+def test_the_readme_has_commands_of_all_kinds() -> None:
     verbs = [line.split()[:2] for line in commands()]
     assert {verb for command, verb in verbs if command == "anomalib"} == {
         *("predict", "test", "fit", "benchmark", "export")
