@@ -50,7 +50,7 @@ def clip_weights(golden: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model(golden: dict[str, Any], clip_weights: Path, official_adapter: Path) -> Callable[..., AprilGanModel]:
     """Make the plain model that the outputs were recorded with; arguments may be overridden."""
 
@@ -68,7 +68,7 @@ def make_model(golden: dict[str, Any], clip_weights: Path, official_adapter: Pat
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_lightning_model(clip_weights: Path, official_adapter: Path) -> Callable[..., AprilGan]:
     """Make anomalib's model of the small CLIP, at 64 px with stages 2 and 4; arguments may be overridden."""
 

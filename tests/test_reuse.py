@@ -33,6 +33,7 @@ from torchvision.transforms.v2 import Compose, Normalize, RandomErasing, Resize
 from anomalib_aprilgan import AprilGan, AprilGanModel, AuxiliaryDataModule
 from anomalib_aprilgan.files import embedded
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
+from anomalib_aprilgan.integration.references import draw
 from anomalib_aprilgan.method.options import MethodOptions
 
 MakeModel = Callable[..., AprilGan]
@@ -51,7 +52,7 @@ def engine(tmp_path: Path) -> MakeEngine:
     return lambda **arguments: Engine(default_root_dir=tmp_path / "results", **QUIET | arguments)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make(make_lightning_model: MakeModel) -> MakeModel:
     return lambda **arguments: make_lightning_model(**{"visualizer": False} | arguments)
 
@@ -97,18 +98,18 @@ def images() -> Tensor:
     return torch.rand(2, 3, 70, 80, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def training_checkpoint(make: MakeModel, engine: MakeEngine, sample_root: Path) -> str:
-    runner = engine(max_epochs=1)
+@pytest.fixture(scope="module")
+def training_checkpoint(make: MakeModel, sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    runner = Engine(default_root_dir=tmp_path_factory.mktemp("training"), max_epochs=1, **QUIET)
     datamodule = AuxiliaryDataModule(data(sample_root, "brick"), ["brick"], num_workers=0)
     runner.fit(make(adapter=None), datamodule=datamodule)
     return str(runner.best_model_path)
 
 
-@pytest.fixture
-def fitted(make: MakeModel, engine: MakeEngine, sample_root: Path) -> tuple[AprilGan, str]:
+@pytest.fixture(scope="module")
+def fitted(make: MakeModel, sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[AprilGan, str]:
     """A calibrated 2-shot model, and its checkpoint."""
-    model, runner = make(k_shot=2), engine()
+    model, runner = make(k_shot=2), Engine(default_root_dir=tmp_path_factory.mktemp("fitted"), **QUIET)
     runner.fit(model, datamodule=data(sample_root))
     return model, str(runner.best_model_path)
 
@@ -342,7 +343,7 @@ def test_metrics_are_no_part_of_a_checkpoint(
         assert set(through_engine[0]) == names
         for name in names & set(usual):
             assert through_engine[0][name] == usual[name]
-    without = engine()
+    without = Engine(default_root_dir=tmp_path / "without", **QUIET)
     without.fit(make(k_shot=2, evaluator=False), datamodule=data(sample_root))
     back = shutil.copy(without.best_model_path, tmp_path / "without.ckpt")
     assert engine().test(make(k_shot=2), datamodule=data(sample_root), ckpt_path=back, verbose=False) == [usual]
@@ -593,10 +594,11 @@ def test_the_command_line_s_seed_decides_and_nothing_is_seeded_behind_the_user_s
         assert "PL_GLOBAL_SEED" not in os.environ
         return cli.model.reference_files
 
-    default = drawn()
-    found = {seed: drawn("--seed_everything", str(seed)) for seed in (0, 7, 43)}
-    assert found[0] == default == drawn()
-    assert len(set(found.values())) > 1
+    default, chosen = drawn(), drawn("--seed_everything", "7")
+    assert default != chosen
+    for seed, expected in ((0, default), (7, chosen)):
+        files = sorted(map(str, (sample_root / "gravel/train/good").iterdir()))
+        assert set(draw(files, 2, seed)) == set(expected)
 
 
 # ---- Threads --------------------------------------------------------------------------------------------------------

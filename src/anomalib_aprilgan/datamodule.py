@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
-import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import LabelName
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
 from anomalib_aprilgan.integration.auxiliary_dataset import AuxiliaryDataset, AuxiliaryItem, Category, EpochSampler
+from anomalib_aprilgan.integration.runs import seed_of
 
 __all__ = ["AuxiliaryDataModule", "category_names"]
 
@@ -46,7 +46,7 @@ class AuxiliaryDataModule(AnomalibDataModule):
         eval_batch_size: Images per validation step.
         num_workers: Processes that load images.
         train_augmentations: Applied to image and mask together, before they are resized.
-        seed: Seed of the order of images. ``None``: that of ``seed_everything``.
+        seed: Seed of the order of images and of the mosaics. ``None``: the seed of the run, see README.
 
     Raises:
         ValueError: If an argument is out of its range, a category does not exist, or a source has no masks or no
@@ -140,7 +140,7 @@ class AuxiliaryDataModule(AnomalibDataModule):
         uninterrupted one would, and several processes together take the batches that a single one would.
         """
         trainer = self.trainer
-        seed = self.seed if self.seed is not None else torch.initial_seed()
+        seed = self.seed if self.seed is not None else seed_of(trainer)
         self.train_data.seed = seed
         sampler = EpochSampler(
             self.train_data,

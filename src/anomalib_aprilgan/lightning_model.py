@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from anomalib.data import Batch, InferenceBatch
 from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
 from anomalib.visualization import Visualizer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS, STEP_OUTPUT
@@ -39,7 +40,7 @@ __all__ = ["AprilGan"]
 logger = logging.getLogger(__name__)
 
 
-class AprilGan(Exportable, SetupModule):  # type: ignore[misc]  # to_onnx is anomalib's, unlike Lightning's
+class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  # to_onnx: anomalib's, not Lightning's
     """APRIL-GAN: zero- and few-shot anomaly detection with a frozen CLIP (arXiv 2305.17382).
 
     With adapters it is a zero-shot model, or with ``k_shot`` a few-shot one: ``Engine.test`` and ``Engine.predict``

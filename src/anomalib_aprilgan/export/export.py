@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from anomalib.data import AnomalibDataModule
@@ -53,9 +53,10 @@ class Exportable(ExportMixin):
     post_processor: nn.Module | None
     evaluator: nn.Module | None
 
-    def ensure_prepared(self, datamodule: AnomalibDataModule | None = None) -> None:
-        """Set the class, the adapters and the reference images, where they are missing."""
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        def ensure_prepared(self, datamodule: AnomalibDataModule | None = None) -> None:
+            """Set the class, the adapters and the reference images, where they are missing."""
 
     @property
     def metadata(self) -> dict[str, str]:

@@ -13,7 +13,8 @@ from anomalib.data import AnomalibDataModule
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
+from torch import nn
 from typing_extensions import Self
 
 from anomalib_aprilgan.integration import checkpoints, preparation, runs
@@ -30,8 +31,11 @@ from anomalib_aprilgan.torch_model import AprilGanModel
 __all__ = ["SetupModule"]
 
 
-class SetupModule(AnomalibModule):
+class SetupModule(LightningModule):
     """Holds a plain model, and keeps it set up for what arguments, checkpoint and datamodule say.
+
+    It is a base class beside ``AnomalibModule``, not below it: anomalib finds models among the direct subclasses of
+    that class.
 
     Attributes:
         model: The plain model. It is made on first use, if no argument names a backbone: a checkpoint may do so.
@@ -42,6 +46,8 @@ class SetupModule(AnomalibModule):
     """
 
     model: AprilGanModel
+    pre_processor: nn.Module | None
+    post_processor: nn.Module | None
     adapter: str | None
     class_name: str | None
     k_shot: int | None
@@ -164,7 +170,7 @@ class SetupModule(AnomalibModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Return the components as callbacks."""
-        return model_callbacks(self, cast("list[Callback]", super().configure_callbacks()))
+        return model_callbacks(cast("AnomalibModule", self), cast("list[Callback]", super().configure_callbacks()))
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -184,7 +190,7 @@ class SetupModule(AnomalibModule):
             ValueError: If the checkpoint is damaged, would run code, or belongs to another model.
         """
         checkpoints.check_checkpoint(checkpoint_path)
-        model = cast("Self", super().load_from_checkpoint(checkpoint_path, *args, **kwargs))
+        model = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         model.ensure_adapters()
         return model
 
@@ -193,7 +199,7 @@ class SetupModule(AnomalibModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["hyper_parameters"] = {"learning_rate": self.learning_rate}
         checkpoint["state_dict"] = checkpoints.without_metrics(checkpoint)
-        write_components(checkpoint, self)
+        write_components(checkpoint, cast("AnomalibModule", self))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take from the checkpoint what no argument says: the architecture, and options of the components."""
@@ -202,7 +208,9 @@ class SetupModule(AnomalibModule):
             checkpoints.discard(checkpoint, self)
             return
         self._make_model(checkpoints.saved_architecture(checkpoints.saved_state(checkpoint)))
-        super().on_load_checkpoint(components_to_restore(checkpoint, self, self._given_components))
+        super().on_load_checkpoint(
+            components_to_restore(checkpoint, cast("AnomalibModule", self), self._given_components)
+        )
         datamodule = runs.datamodule_of(trainer)
         if datamodule is not None:  # its workers resize images as the pre-processor does
             datamodule.setup(self.trainer.state.fn)
@@ -212,7 +220,9 @@ class SetupModule(AnomalibModule):
 
         Thresholds and ranges are reset if the state was calibrated with another image size or other method options.
         """
-        loaded = super().load_state_dict(checkpoints.fitted_state(state_dict, self), strict, assign)
+        loaded = super().load_state_dict(
+            checkpoints.fitted_state(state_dict, cast("AnomalibModule", self)), strict, assign
+        )
         if not checkpoints.is_calibrated_for(state_dict, self.model):
             preparation.reset_calibration(self)
         return loaded
