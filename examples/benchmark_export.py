@@ -2,8 +2,8 @@
 
 `cost` prints seconds per image (median, one image at a time), peak memory and file size of each form, with random CLIP
 weights, for ViT-B-16 at 224 px and ViT-L-14-336 at 518 px. Each form is measured in a process of its own, which loads
-nothing but what it runs with. `quality` prints what each form's rounding does to the AUROC of the embedded CLIP, on the
-kinds that it has never seen. Exported files stay in FOLDER.
+only its own runtime. `quality` prints the AUROC of each form with ViT-demo, on kinds that it was not trained on.
+Exported files stay in FOLDER.
 """
 
 import json
@@ -46,7 +46,7 @@ Answer = tuple[np.ndarray, np.ndarray]
 
 
 def export(form: Form, folder: Path, data: Path, category: str, arguments: dict[str, Any]) -> Path:
-    """Export a calibrated model, unless it is there already."""
+    """Export a calibrated model if the file does not exist yet."""
     from anomalib.data import MVTecAD
     from anomalib.deploy import CompressionType
     from anomalib.engine import Engine
@@ -67,7 +67,7 @@ def export(form: Form, folder: Path, data: Path, category: str, arguments: dict[
 
 
 def load(form: Form, path: Path) -> Callable[[np.ndarray], Answer]:
-    """Load an exported model with its own runtime alone; it takes float images in [0, 1], shape (N, 3, h, w)."""
+    """Load an exported model with its runtime. The result takes float images in [0, 1], (N, 3, h, w)."""
     if form.kind == "onnx":
         import onnxruntime
 
@@ -91,7 +91,7 @@ def load(form: Form, path: Path) -> Callable[[np.ndarray], Answer]:
 
 
 def measure(name: str, path: Path, size: int) -> None:
-    """Print one form's cost, as JSON."""
+    """Print the cost of one form as JSON."""
     predict = load(FORMS[name], path)
     seconds = []
     for number in range(REPETITIONS + 1):
@@ -135,7 +135,7 @@ def quality(folder: Path) -> None:
     from anomalib_aprilgan.integration.pre_processing import EightBitResize
 
     data = sample_data(folder, HELD_OUT_KINDS, test=4)
-    print("| | image AUROC | pixel AUROC | image, falls at most by | pixel, falls at most by |\n|---|---|---|---|---|")
+    print("| | image AUROC | pixel AUROC | largest loss, image | largest loss, pixel |\n|---|---|---|---|---|")
     full: np.ndarray | None = None
     for name, form in FORMS.items():
         rows = []
@@ -160,7 +160,7 @@ def quality(folder: Path) -> None:
 
 
 def sample_data(folder: Path, kinds: tuple[str, ...], test: int) -> Path:
-    """Write images to calibrate and test on; `test` of each sort."""
+    """Write images for calibration and test: `test` normal ones, and as many of each defect."""
     from anomalib_aprilgan.demo.sample_data import write_sample_data
 
     root = folder / "data"
@@ -168,7 +168,7 @@ def sample_data(folder: Path, kinds: tuple[str, ...], test: int) -> Path:
 
 
 def main(task: str, *arguments: str) -> None:
-    """Do what the command line says; `export` and `measure` are for the processes that this script starts."""
+    """Run a task of the command line. The tasks `export` and `measure` are for processes that this script starts."""
     if task == "measure":
         measure(arguments[0], Path(arguments[1]), int(arguments[2]))
     elif task == "export":

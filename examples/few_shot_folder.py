@@ -1,6 +1,7 @@
-"""Score a folder against a few normal images: python few_shot_folder.py GOOD_FOLDER FOLDER CLASS_NAME [K_SHOT].
+"""Score a folder of images, few-shot: python few_shot_folder.py GOOD_FOLDER FOLDER CLASS_NAME [K_SHOT].
 
-Heatmaps are written to results/AprilGan/latest/images. No masks, no labels and no training are needed.
+K_SHOT images of GOOD_FOLDER are the normal reference images. The script writes heatmaps to
+results/AprilGan/latest/images. It needs no masks, no labels and no training.
 """
 
 import sys
@@ -11,7 +12,7 @@ from anomalib_aprilgan import AprilGan
 
 
 def main(good: str, folder: str, class_name: str, k_shot: str = "4") -> None:
-    """Print the references and one line per image, the most anomalous first."""
+    """Print the reference images, then one line per image with the most anomalous first."""
     model = AprilGan(class_name=class_name, k_shot=int(k_shot), few_shot_source=good)
     batches = Engine(logger=False).predict(model, data_path=folder)
     print("References:", *model.reference_files, sep="\n  ")

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The whole round on a fresh machine, offline, in minutes: data, training, zero-shot and few-shot tests, heatmaps.
-# The CLIP is the small one that comes with the package; the pictures are photographs with drawn defects.
+# Try the main commands on a fresh machine, without network, in minutes: write data, train adapters, test zero-shot and
+# few-shot, and predict heatmaps. The CLIP is ViT-demo, which is part of the package. The images are photographs with drawn
+# defects.
 set -euo pipefail
 out=${1:-first_run}
 clip=(--model AprilGan --model.backbone ViT-demo)

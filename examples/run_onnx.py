@@ -1,9 +1,9 @@
-"""Score images with ONNX Runtime alone, without anomalib and torch: python run_onnx.py MODEL.onnx IMAGE...
+"""Score images with ONNX Runtime, without anomalib and torch: python run_onnx.py MODEL.onnx IMAGE...
 
 Export the model first:
     anomalib export --model AprilGan --model.class_name bolt --model.k_shot 4 --model.few_shot_source path/to/good \
         --export_type onnx --export_root exported
-A heatmap of each image is written to the current folder. Images may have any size.
+The script writes a heatmap of each image to the current folder. Images may have any size.
 """
 
 import sys
@@ -15,7 +15,7 @@ from PIL import Image
 
 
 def main(model: str, *files: str) -> None:
-    """Print what the model knows, and one line per image."""
+    """Print the class and the references of the model, then one line per image."""
     session = onnxruntime.InferenceSession(model)
     metadata = session.get_modelmeta().custom_metadata_map
     print(f"class {metadata['class_name']}, references {metadata['reference_files']}")

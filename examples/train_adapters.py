@@ -1,7 +1,7 @@
 """Train adapters on labelled data: python train_adapters.py MVTEC_ROOT ADAPTERS.safetensors [EPOCHS].
 
-As in the paper, on all categories of a data set that is not tested later. MVTEC_ROOT is a folder laid out as MVTec AD.
-Differs from the paper in nothing but the source of the data.
+Train on all categories of a data set that is not tested later, as in the paper. MVTEC_ROOT is a folder with the layout
+of MVTec AD. Only the data may differ from the paper.
 """
 
 import sys
@@ -15,7 +15,7 @@ from anomalib_aprilgan import AprilGan, AuxiliaryDataModule
 
 
 def main(root: str, output: str, epochs: str = "3") -> None:
-    """Train, then write the adapters to a small file."""
+    """Train adapters and write them to a small file."""
     seed_everything(111)
     category = next(path.name for path in sorted(Path(root).iterdir()) if (path / "test").is_dir())
     datamodule = AuxiliaryDataModule(source=MVTecAD(root, category=category), mosaic_probability=0.2, num_workers=2)

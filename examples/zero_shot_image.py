@@ -1,6 +1,6 @@
 """Score one image without any training: python zero_shot_image.py IMAGE CLASS_NAME [HEATMAP.png].
 
-The paper scores an image by CLIP's own embedding; the heatmap comes from the adapters.
+The score comes from CLIP's image embedding, as in the paper. The heatmap comes from the adapters.
 """
 
 import sys
@@ -12,7 +12,7 @@ from anomalib_aprilgan import AprilGan
 
 
 def main(image: str, class_name: str, heatmap: str = "heatmap.png") -> None:
-    """Print score and label, save the heatmap."""
+    """Print score and label, and save the heatmap."""
     model = AprilGan(class_name=class_name, visualizer=False)
     (prediction,) = Engine(logger=False).predict(model, data_path=image)
     score, label = float(prediction.pred_score), bool(prediction.pred_label)

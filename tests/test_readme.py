@@ -1,6 +1,6 @@
-"""Every command and every piece of Python in the README is run, in order, with a small backbone.
+"""Runs every command and every piece of Python in the README, in order, with a small backbone.
 
-The commands that set up environments are run by CI, with the very words of the README.
+CI runs the commands that set up environments, and takes them from the README.
 """
 
 import os
@@ -14,8 +14,15 @@ from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
+
 import pytest
 from anomalib.cli.cli import AnomalibCLI
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from anomalib_aprilgan import AprilGan, Product, lightning_model
 from anomalib_aprilgan.cli import main
@@ -26,14 +33,14 @@ BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, flags=re.DOTALL)
 
 
 def commands() -> list[str]:
-    """Each command line of the README's bash blocks, continued lines joined."""
+    """Return each command line of the README's bash blocks, with continued lines joined."""
     text = "\n".join(block for language, block in BLOCKS if language == "bash")
     return [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.strip()]
 
 
 @pytest.fixture
 def user_folder(sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with everything that the README's commands name."""
+    """Change to a folder with all files that the README's commands name."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "configs", "configs")
     for name in ("bottle", "cable", "capsule", "metal_nut"):
@@ -54,7 +61,7 @@ def user_folder(sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def small(command: str, clip_weights: Path, adapter: Path) -> list[str]:
-    """A command's arguments, and those that make the model and the training small."""
+    """Return the arguments of a command, with further ones that make model and training small."""
     arguments = shlex.split(command)[1:]
     verb = arguments[0]
     model = {"backbone": "golden-vit", "pretrained": clip_weights, "image_size": 64, "layers": "[2,4]"}
@@ -70,10 +77,10 @@ def small(command: str, clip_weights: Path, adapter: Path) -> list[str]:
 
 
 def run(command: str, clip_weights: Path, adapter: Path) -> None:
-    """Run a command as its entry point would."""
+    """Run a command as its entry point does."""
     if command.startswith("anomalib-aprilgan sample-data"):
         main([*shlex.split(command)[1:], "--train=1", "--test=1", "--size=64"])
-    elif "benchmark" in command or "compare_mvtec" in command:  # these configs are run by test_configs.py
+    elif "benchmark" in command or "compare_mvtec" in command:  # test_configs.py runs these configurations
         assert Path(command.rsplit(maxsplit=1)[-1]).is_file()
     elif command.startswith("anomalib-aprilgan compare"):
         models = {"backbone": "golden-vit", "pretrained": clip_weights, "image_size": 64, "layers": "[2,4]"}
@@ -89,7 +96,7 @@ def run(command: str, clip_weights: Path, adapter: Path) -> None:
         main([*shlex.split(command)[1:], *small_models, "--data.num_workers=0", "--trainer.accelerator=cpu"])
     elif command.startswith("anomalib-aprilgan"):
         main(shlex.split(command)[1:])
-    elif command.startswith("python examples/benchmark"):  # takes its time; test_examples.py runs it in small
+    elif command.startswith("python examples/benchmark"):  # takes half an hour; test_examples.py runs a small part
         assert (ROOT / shlex.split(command)[1]).is_file()
     elif command.startswith("python examples/"):
         subprocess.run([sys.executable, ROOT / command.split()[1], *command.split()[2:]], check=True)
@@ -100,7 +107,7 @@ def run(command: str, clip_weights: Path, adapter: Path) -> None:
         AnomalibCLI(small(command, clip_weights, adapter))
 
 
-def test_the_readme_has_commands_for_all_of_its_promises() -> None:
+def test_the_readme_has_commands_of_all_kinds() -> None:
     verbs = [line.split()[:2] for line in commands()]
     assert {verb for command, verb in verbs if command == "anomalib"} == {
         *("predict", "test", "fit", "benchmark", "export")
@@ -152,3 +159,43 @@ def test_every_path_in_the_readme_exists() -> None:
     for path in re.findall(r"(?:configs|docs|examples|src|tests)/[\w./]+\w", README):
         assert (ROOT / path).exists(), path
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_the_figure_is_what_the_script_draws(tmp_path: Path) -> None:
+    figure = ROOT / "docs" / "method.svg"
+    subprocess.run([sys.executable, ROOT / "docs" / "draw_method.py", tmp_path / "method.svg"], check=True)
+    assert (tmp_path / "method.svg").read_bytes() == figure.read_bytes()
+    files = set(re.findall(r">([\w/]+\.py)<", figure.read_text(encoding="utf-8")))
+    assert len(files) == 9
+    for file in files:
+        assert (ROOT / "src" / "anomalib_aprilgan" / file).is_file(), file
+
+
+def test_the_table_of_files_names_each_file_that_the_figure_names() -> None:
+    figure = (ROOT / "docs" / "method.svg").read_text(encoding="utf-8")
+    _, _, section = README.partition("## How it works")
+    linked = re.findall(r"\[([\w/]+\.py)\]\(src/anomalib_aprilgan/([\w/]+\.py)\)", section)
+    assert all(words == target for words, target in linked)
+    assert {words for words, _ in linked} > set(re.findall(r">([\w/]+\.py)<", figure))
+
+
+def test_the_supported_versions_are_those_of_pyproject() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    groups = {"": project["dependencies"], **project["optional-dependencies"]}
+    allowed = {("python", ""): SpecifierSet(project["requires-python"])}
+    for extra, requirements in groups.items():
+        for requirement in map(Requirement, requirements):
+            allowed[requirement.name, extra] = requirement.specifier
+    section = README.partition("### Supported versions\n")[2].partition("\n### ")[0]
+    rows = re.findall(r"^\| `([\w-]+)`(?:, extra `(\w+)`)? \| `([^`]+)` \| (.+) \|$", section, flags=re.MULTILINE)
+    stated = {(name, extra): SpecifierSet(versions) for name, extra, versions, _ in rows}
+    assert stated == {key: allowed[key] for key in stated}
+    assert {name for name, _ in stated} == {
+        *("python", "anomalib", "open_clip_torch", "torch", "torchvision", "lightning", "torchmetrics", "jsonargparse")
+    }
+    for name, extra, versions, tested in rows:
+        for version in re.findall(r"\d+(?:\.\d+)+", tested):
+            assert version in SpecifierSet(versions), (name, extra)
+    oldest_open_clip = re.search(r"open_clip_torch==([\d.]+)", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    assert oldest_open_clip is not None
+    assert f"| {oldest_open_clip[1]} and " in README

@@ -15,13 +15,14 @@ from typing import Any, cast
 import torch
 from anomalib.data import Batch
 from anomalib.data.utils import read_mask
-from anomalib.metrics import AUPR, AUROC, AnomalibMetric, F1Max
+from anomalib.metrics import AnomalibMetric
 from anomalib.utils.cv import connected_components_cpu
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torchmetrics import Metric
 
+from anomalib_aprilgan.integration.metrics import ranking_metrics
 from anomalib_aprilgan.integration.pre_processing import EightBitResize
 
 __all__ = ["AuthorsPRO", "AuthorsProtocol", "authors_masks"]
@@ -139,10 +140,7 @@ class AuthorsProtocol(Callback):
     def __init__(self) -> None:
         image: dict[str, Any] = {"fields": ["pred_score", "gt_label"], "prefix": "authors_image_", "strict": False}
         pixel: dict[str, Any] = {"fields": ["anomaly_map", "gt_mask"], "prefix": "authors_pixel_", "strict": False}
-        self._metrics = [
-            *(metric(**image) for metric in (AUROC, F1Max, AUPR)),
-            *(metric(**pixel) for metric in (AUROC, F1Max, AUPR, AuthorsPRO)),
-        ]
+        self._metrics = [*ranking_metrics(**image), *ranking_metrics(**pixel), AuthorsPRO(**pixel)]
         for metric in self._metrics:
             metric.compute_on_cpu = True
 
