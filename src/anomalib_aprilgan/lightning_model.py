@@ -19,7 +19,7 @@ from torch.optim import Adam, Optimizer
 
 from anomalib_aprilgan.datamodule import AuxiliaryDataModule
 from anomalib_aprilgan.export.export import Exportable
-from anomalib_aprilgan.export.products import Product, take_up
+from anomalib_aprilgan.export.products import Product, apply_product
 from anomalib_aprilgan.integration import preparation, runs
 from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.calibration import MapRange
@@ -153,7 +153,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
             RuntimeError: If an Engine is running the model.
         """
         runs.refuse_during_run(self, "switch_to")
-        take_up(self, product)
+        apply_product(self, product)
         self.class_name, self.k_shot, self.few_shot_source = None, None, None
 
     # ---- Stages -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from anomalib_aprilgan.files.weight_files import read_weight_file, write_weight_
 from anomalib_aprilgan.method.setup import Setup
 from anomalib_aprilgan.torch_model import AprilGanModel
 
-__all__ = ["Product", "take_up"]
+__all__ = ["Product", "apply_product"]
 
 METADATA_KEY = "anomalib_aprilgan_product"
 
@@ -130,7 +130,7 @@ class CalibratedModel(Protocol):
         """Load the adapters of the model's arguments if they are not loaded yet."""
 
 
-def take_up(model: CalibratedModel, product: Product) -> None:
+def apply_product(model: CalibratedModel, product: Product) -> None:
     """Replace setup and calibration of a model by those of a product. If the product does not fit, nothing changes.
 
     Args:
