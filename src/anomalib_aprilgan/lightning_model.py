@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from anomalib.data import Batch, InferenceBatch
+from anomalib.data import AnomalibDataModule, Batch, InferenceBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.visualization import Visualizer
@@ -26,7 +26,7 @@ from anomalib_aprilgan.integration.calibration import MapRange
 from anomalib_aprilgan.integration.post_processing import snapshot
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
 from anomalib_aprilgan.integration.references import check_image_files
-from anomalib_aprilgan.integration.setup import AUTO_ADAPTER
+from anomalib_aprilgan.integration.setup import ANY_CLASS, AUTO_ADAPTER
 from anomalib_aprilgan.integration.setup_module import SetupModule
 from anomalib_aprilgan.method.architecture import AUTO
 from anomalib_aprilgan.method.losses import adapter_loss
@@ -153,8 +153,9 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
             RuntimeError: If an Engine is running the model.
         """
         runs.refuse_during_run(self, "switch_to")
-        apply_product(self, product)
-        self.class_name, self.k_shot, self.few_shot_source = None, None, None
+        with self.model.state.locked():
+            apply_product(self, product)
+            self.class_name, self.k_shot, self.few_shot_source = None, None, None
 
     # ---- Stages -----------------------------------------------------------------------------------------------------
 
@@ -169,10 +170,8 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
             )
             raise ValueError(msg)
         if stage == TrainerFn.VALIDATING and runs.lacks_validation_split(datamodule):
+            logger.warning("The datamodule has no validation split: thresholds and ranges are not collected.")
             runs.use_own_dataloader(self.trainer, self)
-        seed = runs.command_line_seed(self.trainer)
-        if stage == TrainerFn.FITTING and seed is not None and self.adapter is None and not self.model.trained_on:
-            self.model.reset_adapters(seed)  # they were made before the command line's seed was known
 
     # ---- Training ---------------------------------------------------------------------------------------------------
 
@@ -180,24 +179,35 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         """Adam for the adapters (section 4.1); nothing to optimise where they are given."""
         if self.adapter is not None:
             return None
+        if self.model.method.projection == "clip":
+            msg = (
+                "Expected `projection` to be 'adapters' for a training, but got 'clip', which has no weights to train."
+            )
+            raise ValueError(msg)
+        trainer = runs.running_trainer(self)
+        seed = runs.command_line_seed(trainer)
+        if trainer is not None and seed is not None and trainer.ckpt_path is None and not self.model.trained_on:
+            self.model.reset_adapters(seed)  # they were made before the command line's seed was known
         return Adam(self.model.adapters.parameters(), lr=self.learning_rate, betas=(0.5, 0.999))
 
     def on_train_start(self) -> None:
-        """Check all files before the first step, and record what the adapters are trained on."""
+        """Check all files before the first step."""
         check_image_files(runs.image_files(self.trainer.train_dataloader))
         datamodule = runs.datamodule_of(self.trainer)
         if isinstance(datamodule, AuxiliaryDataModule):
-            seen = datamodule.trained_on
-            preparation.warn_of_overlap(seen, runs.describe(datamodule.validation))
+            preparation.warn_of_overlap(datamodule.trained_on, runs.describe(datamodule.validation))
         else:
-            seen = () if datamodule is None else (str(runs.describe(datamodule)),)
             logger.warning(
                 "The adapters are trained on %s, whose training images are normal. They learn from abnormal images "
                 "with masks: wrap the datamodule in an AuxiliaryDataModule.",
-                ", ".join(seen) or "a dataloader",
+                runs.describe(datamodule) or "a dataloader",
             )
-        preparation.reset_calibration(self)  # thresholds of other adapters do not hold
-        self.model.mark_trained(seen)
+
+    def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Batch[Any], batch_idx: int) -> None:
+        """Record, once the adapters have changed, what they are trained on. Class and references no longer hold."""
+        del outputs, batch
+        if batch_idx == 0 and self.model.mark_trained(_training_data(runs.datamodule_of(self.trainer))):
+            preparation.reset_calibration(self)
 
     def training_step(self, batch: Batch[Any], *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
         """Compute the loss of the adapters.
@@ -220,8 +230,8 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         images = cast("Tensor", batch.image)
         text_features = self._text_features(batch)
         if text_features is None:
-            self.prepare()
-            text_features = self.model.text_features
+            data = runs.describe(runs.datamodule_of(self.trainer))
+            text_features = self.model.encode_class(self.class_name or (data.category if data else "") or ANY_CLASS)
         stages = self.model.stage_maps(images, text_features)
         loss = adapter_loss(stages, batch.gt_mask.as_subclass(Tensor))
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(images), sync_dist=True)
@@ -236,11 +246,15 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
     def on_validation_start(self) -> None:
         """Prepare the model and check all files, unless this is validation between training epochs."""
         self._map_range.clear()
+        evaluator = cast("Evaluator | None", self.evaluator)
+        runs.reset_metrics(self.post_processor, evaluator.val_metrics if evaluator else None)
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._prepare_for(self.trainer.val_dataloaders)
 
     def on_test_start(self) -> None:
         """Prepare the model; check all files before the first is scored."""
+        evaluator = cast("Evaluator | None", self.evaluator)
+        runs.reset_metrics(evaluator.test_metrics if evaluator else None)
         self._prepare_for(self.trainer.test_dataloaders)
 
     def on_predict_start(self) -> None:
@@ -248,8 +262,8 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         self._prepare_for(self.trainer.predict_dataloaders)
 
     def _prepare_for(self, loaders: object) -> None:
-        self.prepare()
         check_image_files(runs.image_files(loaders))
+        self.prepare()
 
     def validation_step(self, batch: Batch[Any], *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
         """Score a batch. Few-shot, raw predictions are kept until the end, when the scores become final."""
@@ -310,6 +324,13 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         images = self.pre_processor(batch) if self.pre_processor else batch
         prediction = self.model(images, tensors)
         return post_processor(prediction) if post_processor else prediction
+
+
+def _training_data(datamodule: AnomalibDataModule | None) -> tuple[str, ...]:
+    """Name the data that adapters are trained on."""
+    if isinstance(datamodule, AuxiliaryDataModule):
+        return datamodule.trained_on
+    return () if datamodule is None else (str(runs.describe(datamodule)),)
 
 
 register()  # for programs that import this module first: when it imports anomalib, AprilGan does not exist yet

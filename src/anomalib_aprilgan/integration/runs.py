@@ -10,6 +10,8 @@ from anomalib.data import AnomalibDataModule, AnomalibDataset, MVTecAD, PredictD
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from torch import nn
+from torchmetrics import Metric
 
 from anomalib_aprilgan.integration.references import normal_training_files
 from anomalib_aprilgan.integration.setup import Data
@@ -22,6 +24,7 @@ __all__ = [
     "image_files",
     "lacks_validation_split",
     "refuse_during_run",
+    "reset_metrics",
     "running_trainer",
     "seed_of",
     "use_own_dataloader",
@@ -126,6 +129,18 @@ def use_own_dataloader(trainer: Trainer, module: LightningModule) -> None:
     trainer.validate_loop._data_source.instance = module  # noqa: SLF001
 
 
+def reset_metrics(*components: nn.Module | None) -> None:
+    """Reset metrics, which may hold the scores of a run that was aborted.
+
+    Args:
+        *components: A post-processor, or the metrics of an evaluator.
+    """
+    for component in components:
+        for metric in component.modules() if component is not None else ():
+            if isinstance(metric, Metric):
+                metric.reset()
+
+
 def describe(datamodule: AnomalibDataModule | None, *, with_files: bool = False) -> Data | None:
     """Describe a datamodule.
 
@@ -142,10 +157,10 @@ def describe(datamodule: AnomalibDataModule | None, *, with_files: bool = False)
     known = next((known.__name__ for known in (Visa, MVTecAD) if isinstance(described, known)), described.name)
     files: tuple[str, ...] = ()
     if with_files:
-        if not hasattr(datamodule, "train_data"):
-            datamodule.prepare_data()
-            datamodule.setup()
-        files = tuple(map(str, normal_training_files(datamodule)))
+        if not hasattr(described, "train_data"):
+            described.prepare_data()
+            described.setup()
+        files = tuple(map(str, normal_training_files(described)))
     return Data(known, described.category or "", files)
 
 
