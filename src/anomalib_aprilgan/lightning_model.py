@@ -8,28 +8,27 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from anomalib.data import AnomalibDataModule, Batch, InferenceBatch
+from anomalib.data import Batch, InferenceBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.visualization import Visualizer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS, STEP_OUTPUT
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from anomalib_aprilgan.datamodule import AuxiliaryDataModule
 from anomalib_aprilgan.export.export import Exportable
 from anomalib_aprilgan.export.products import Product, apply_product
-from anomalib_aprilgan.integration import preparation, runs
+from anomalib_aprilgan.integration import preparation, runs, training
 from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.calibration import MapRange
 from anomalib_aprilgan.integration.post_processing import snapshot
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
 from anomalib_aprilgan.integration.references import check_image_files
-from anomalib_aprilgan.integration.setup import ANY_CLASS, AUTO_ADAPTER
+from anomalib_aprilgan.integration.setup import AUTO_ADAPTER
 from anomalib_aprilgan.integration.setup_module import SetupModule
 from anomalib_aprilgan.method.architecture import AUTO
-from anomalib_aprilgan.method.losses import adapter_loss
 from anomalib_aprilgan.method.options import MethodOptions
 from anomalib_aprilgan.method.scoring import image_score
 from anomalib_aprilgan.torch_model import AprilGanModel
@@ -179,62 +178,38 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         """Adam for the adapters (section 4.1); nothing to optimise where they are given."""
         if self.adapter is not None:
             return None
-        if self.model.method.projection == "clip":
-            msg = (
-                "Expected `projection` to be 'adapters' for a training, but got 'clip', which has no weights to train."
-            )
-            raise ValueError(msg)
-        trainer = runs.running_trainer(self)
-        seed = runs.command_line_seed(trainer)
-        if trainer is not None and seed is not None and trainer.ckpt_path is None and not self.model.trained_on:
-            self.model.reset_adapters(seed)  # they were made before the command line's seed was known
-        return Adam(self.model.adapters.parameters(), lr=self.learning_rate, betas=(0.5, 0.999))
+        return training.make_optimizer(self.model, self.learning_rate, runs.running_trainer(self))
 
     def on_train_start(self) -> None:
         """Check all files before the first step."""
         check_image_files(runs.image_files(self.trainer.train_dataloader))
-        datamodule = runs.datamodule_of(self.trainer)
-        if isinstance(datamodule, AuxiliaryDataModule):
-            preparation.warn_of_overlap(datamodule.trained_on, runs.describe(datamodule.validation))
-        else:
-            logger.warning(
-                "The adapters are trained on %s, whose training images are normal. They learn from abnormal images "
-                "with masks: wrap the datamodule in an AuxiliaryDataModule.",
-                runs.describe(datamodule) or "a dataloader",
-            )
+        training.check_training_data(runs.datamodule_of(self.trainer))
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Batch[Any], batch_idx: int) -> None:
         """Record, once the adapters have changed, what they are trained on. Class and references no longer hold."""
         del outputs, batch
-        if batch_idx == 0 and self.model.mark_trained(_training_data(runs.datamodule_of(self.trainer))):
+        if batch_idx == 0 and self.model.mark_trained(training.training_data(runs.datamodule_of(self.trainer))):
             preparation.reset_calibration(self)
 
     def training_step(self, batch: Batch[Any], *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
-        """Compute the loss of the adapters.
+        """Compute the loss of the adapters: focal plus dice loss, summed over the stages.
 
         Args:
             batch: Images with masks; of an ``AuxiliaryDataModule`` also with class names.
             *args: Unused.
             **kwargs: Unused.
 
-        Returns:
-            Focal plus dice loss, summed over the stages.
-
         Raises:
             ValueError: If the images have no masks.
         """
         del args, kwargs
-        if batch.gt_mask is None:
-            msg = "Expected training images with masks, but got none. Train on an AuxiliaryDataModule with masks."
-            raise ValueError(msg)
-        images = cast("Tensor", batch.image)
         text_features = self._text_features(batch)
         if text_features is None:
-            data = runs.describe(runs.datamodule_of(self.trainer))
-            text_features = self.model.encode_class(self.class_name or (data.category if data else "") or ANY_CLASS)
-        stages = self.model.stage_maps(images, text_features)
-        loss = adapter_loss(stages, batch.gt_mask.as_subclass(Tensor))
-        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(images), sync_dist=True)
+            datamodule = runs.datamodule_of(self.trainer)
+            text_features = self.model.encode_class(training.class_of_training(self.class_name, datamodule))
+        loss = training.compute_loss(self.model, batch, text_features)
+        size = len(cast("Tensor", batch.image))
+        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=size, sync_dist=True)
         return loss
 
     # ---- Scoring ----------------------------------------------------------------------------------------------------
@@ -324,13 +299,6 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         images = self.pre_processor(batch) if self.pre_processor else batch
         prediction = self.model(images, tensors)
         return post_processor(prediction) if post_processor else prediction
-
-
-def _training_data(datamodule: AnomalibDataModule | None) -> tuple[str, ...]:
-    """Name the data that adapters are trained on."""
-    if isinstance(datamodule, AuxiliaryDataModule):
-        return datamodule.trained_on
-    return () if datamodule is None else (str(runs.describe(datamodule)),)
 
 
 register()  # for programs that import this module first: when it imports anomalib, AprilGan does not exist yet
