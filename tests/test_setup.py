@@ -11,10 +11,10 @@ import pytest
 from anomalib_aprilgan.integration.setup import Arguments, Data, overlap, resolve
 from anomalib_aprilgan.method.setup import References, Setup
 
-GRAVEL = Data("MVTecAD", "gravel", tuple(f"gravel/{number}.png" for number in range(6)))
-COINS = Data("MVTecAD", "coins", tuple(f"coins/{number}.png" for number in range(6)))
-VISA = Data("Visa", "pcb1", tuple(f"pcb1/{number}.png" for number in range(6)))
-FOLDER = Data("bolts", "", tuple(f"bolts/{number}.png" for number in range(6)))
+GRAVEL = Data("MVTecAD", "gravel", lambda: [f"gravel/{number}.png" for number in range(6)])
+COINS = Data("MVTecAD", "coins", lambda: [f"coins/{number}.png" for number in range(6)])
+VISA = Data("Visa", "pcb1", lambda: [f"pcb1/{number}.png" for number in range(6)])
+FOLDER = Data("bolts", "", lambda: [f"bolts/{number}.png" for number in range(6)])
 SOURCES = {"good": [f"good/{number}.png" for number in range(8)], "few": ["few/0.png"]}
 
 NEW = Setup()

@@ -69,7 +69,7 @@ def prepare(module: Preparable, datamodule: AnomalibDataModule | None = None, *,
             arguments = replace(arguments, adapter=None)
         if only_missing and current.class_name is not None and (model.is_few_shot or not arguments.k_shot):
             datamodule = None
-        data = runs.describe(datamodule, with_files=_may_draw_from_datamodule(arguments, current.references))
+        data = runs.describe(datamodule)
         wanted = resolve(arguments, current, data, runs.seed_of(trainer), model.backbone, _list_images)
         if wanted == current and data is None:
             return
@@ -165,12 +165,6 @@ def _is_calibrated(post_processor: PostProcessor) -> bool:
     if isinstance(post_processor, AprilGanPostProcessor):
         return post_processor.is_calibrated
     return not bool(post_processor.image_threshold.isnan())
-
-
-def _may_draw_from_datamodule(arguments: Arguments, references: References) -> bool:
-    """Whether the normal images of a datamodule may be needed; to list them, it must be set up."""
-    are_missing = arguments.k_shot != references.k_shot or references.origin in {"default", "datamodule"}
-    return bool(arguments.k_shot) and arguments.few_shot_source is None and are_missing
 
 
 def _list_images(source: str) -> list[str]:

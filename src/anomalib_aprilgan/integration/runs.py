@@ -141,27 +141,27 @@ def reset_metrics(*components: nn.Module | None) -> None:
                 metric.reset()
 
 
-def describe(datamodule: AnomalibDataModule | None, *, with_files: bool = False) -> Data | None:
+def describe(datamodule: AnomalibDataModule | None) -> Data | None:
     """Describe a datamodule.
 
     Args:
         datamodule: The datamodule. For one that tests on another one, its ``validation``, that one is described.
-        with_files: Also list the normal images of its training split. It is set up for that if necessary.
 
     Returns:
-        Name, category and images; ``None`` without a datamodule.
+        Name, category and normal images; ``None`` without a datamodule.
     """
     if datamodule is None:
         return None
-    described = getattr(datamodule, "validation", None) or datamodule
-    known = next((known.__name__ for known in (Visa, MVTecAD) if isinstance(described, known)), described.name)
-    files: tuple[str, ...] = ()
-    if with_files:
+    described: AnomalibDataModule = getattr(datamodule, "validation", None) or datamodule
+
+    def list_normal_images() -> list[str]:
         if not hasattr(described, "train_data"):
             described.prepare_data()
             described.setup()
-        files = tuple(map(str, normal_training_files(described)))
-    return Data(known, described.category or "", files)
+        return [str(file) for file in normal_training_files(described)]
+
+    known = next((known.__name__ for known in (Visa, MVTecAD) if isinstance(described, known)), described.name)
+    return Data(known, described.category or "", list_normal_images)
 
 
 def image_files(loaders: object) -> list[str]:

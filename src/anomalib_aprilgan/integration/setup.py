@@ -75,12 +75,13 @@ class Data:
     Attributes:
         name: Name of the datamodule, for instance ``"MVTecAD"``.
         category: Its category; empty if it has none.
-        normal_files: The normal images of its training split, in the order of its samples.
+        list_normal_images: Lists the normal images of its training split, in the order of its samples. It is called
+            only if a draw is necessary.
     """
 
     name: str
     category: str = ""
-    normal_files: tuple[str, ...] = ()
+    list_normal_images: Callable[[], Sequence[str]] = tuple
 
     def __str__(self) -> str:
         return f"{self.name}/{self.category}".rstrip("/")
@@ -152,7 +153,7 @@ def _references(
     if source is not None:
         return References(tuple(draw(list_images(source), k_shot, seed)), k_shot, source, seed, "argument")
     if data is not None:
-        return References(tuple(draw(data.normal_files, k_shot, seed)), k_shot, str(data), seed, "datamodule")
+        return References(tuple(draw(data.list_normal_images(), k_shot, seed)), k_shot, str(data), seed, "datamodule")
     if k_shot == current.k_shot:
         return current
     holds = max(current.k_shot, len(current.files))
