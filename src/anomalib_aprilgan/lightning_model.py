@@ -204,9 +204,8 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         """
         del args, kwargs
         text_features = self._text_features(batch)
-        if text_features is None:
-            datamodule = runs.datamodule_of(self.trainer)
-            text_features = self.model.encode_class(training.class_of_training(self.class_name, datamodule))
+        if text_features is None:  # the class of an earlier run is not that of the training
+            text_features = self._training_features()
         loss = training.compute_loss(self.model, batch, text_features)
         size = len(cast("Tensor", batch.image))
         self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=size, sync_dist=True)
@@ -265,9 +264,14 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         return cast("STEP_OUTPUT", batch.update(**predictions._asdict()))
 
     def _text_features(self, batch: Batch[Any]) -> Tensor | None:
-        """Each image's own text features, if the batch has class names."""
+        """Text features of the batch's own class names; without any, of the training's class if no other is set."""
         class_names = getattr(batch, "class_name", None)
-        return self.model.encode_classes(class_names) if class_names else None
+        if class_names:
+            return self.model.encode_classes(class_names)
+        return self._training_features() if self.model.class_name is None else None
+
+    def _training_features(self) -> Tensor:
+        return self.model.encode_class(training.class_of_training(self.class_name, runs.datamodule_of(self.trainer)))
 
     def calibrate(self) -> tuple[Tensor, Tensor | None] | None:
         """Set the range of few-shot map maxima, at the end of a validation (section 3.3).
