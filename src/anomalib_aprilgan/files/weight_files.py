@@ -6,8 +6,6 @@
 import os
 import pickle
 import re
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,18 +15,21 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from anomalib_aprilgan.files.torchscript import is_torchscript, read_torchscript
+
 __all__ = ["read_weight_file", "write_weight_file"]
 
 REFUSED_CODE = re.compile(r"GLOBAL|reduce|unrecognized function|allowlisted|safe_globals", flags=re.IGNORECASE)
 """Words in torch's errors about files that contain more than tensors and plain data."""
 
 
-def read_weight_file(path: Path, kind: str) -> tuple[Any, dict[str, str]]:
-    """Read a weight file: safetensors, a checkpoint of ``torch.save``, or a TorchScript archive such as OpenAI's.
+def read_weight_file(path: Path, kind: str, *, torchscript: bool = False) -> tuple[Any, dict[str, str]]:
+    """Read a safetensors file, or a file of ``torch.save``, without running code from it.
 
     Args:
         path: The file.
         kind: Name of the expected content for messages, for example "CLIP weights".
+        torchscript: Also read the tensors of a TorchScript archive, without its code. Otherwise it is refused.
 
     Returns:
         Content of the file (the state dict of a TorchScript archive), and the metadata of a safetensors file.
@@ -40,11 +41,11 @@ def read_weight_file(path: Path, kind: str) -> tuple[Any, dict[str, str]]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        if _is_torchscript(path):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch has deprecated TorchScript, but OpenAI publishes it
-                archive = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
-            return archive.state_dict(), {}
+        if is_torchscript(path):
+            if not torchscript:
+                msg = "a TorchScript archive is not allowlisted"
+                raise pickle.UnpicklingError(msg)  # noqa: TRY301
+            return read_torchscript(path), {}
         return torch.load(path, map_location="cpu", weights_only=True), {}
     except Exception as error:  # damaged files and other formats raise errors of many types
         if isinstance(error, pickle.UnpicklingError) and REFUSED_CODE.search(str(error)):
@@ -85,10 +86,3 @@ def write_weight_file(path: str | Path, tensors: Mapping[str, Tensor], metadata:
     finally:
         unfinished.unlink(missing_ok=True)
     return path
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())

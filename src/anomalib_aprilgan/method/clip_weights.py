@@ -29,7 +29,7 @@ def read_clip_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: If the file is damaged or holds no state dict; the message names the file.
     """
-    content, _ = read_weight_file(path, "CLIP weights")
+    content, _ = read_weight_file(path, "CLIP weights", torchscript=True)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
