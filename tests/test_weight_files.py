@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from anomalib.engine import Engine
 from anomalib.post_processing import PostProcessor
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch._utils import _rebuild_tensor_v2
 
+from anomalib_aprilgan import AprilGan
 from anomalib_aprilgan.cli import main
 from anomalib_aprilgan.export.products import Product
 from anomalib_aprilgan.files.adapter_files import read_adapters, write_adapters
@@ -85,6 +87,22 @@ def test_extract_refuses_an_archive(archive: Path, trace: Path, tmp_path: Path, 
     assert error.value.code not in {0, None}
     assert str(archive) in f"{error.value.code}{capsys.readouterr().err}"
     assert not trace.exists()
+
+
+def test_the_engine_refuses_an_archive_as_checkpoint(
+    archive: Path, trace: Path, make_lightning_model, sample_root: Path, tmp_path: Path
+) -> None:
+    engine = Engine(accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path / "results")
+    model, images = make_lightning_model(class_name="gravel"), sample_root / "gravel/test/good"
+    for use in (
+        lambda: engine.predict(model, data_path=images, ckpt_path=archive),
+        lambda: AprilGan.load_from_checkpoint(archive),
+        lambda: make_lightning_model(adapter=archive).model,
+    ):
+        with pytest.raises(ValueError, match="would run code") as error:
+            use()
+        assert str(archive) in str(error.value)
+        assert not trace.exists()
 
 
 @pytest.mark.parametrize("read", [read_adapters, Product.load, check_checkpoint])
