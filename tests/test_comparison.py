@@ -287,7 +287,9 @@ def test_models_side_by_side(run: Callable[..., pd.DataFrame], sample_root: Path
     assert f"{100 * table.image_AUROC[2]:.1f}" in html
     assert all(name in html for name in ("scratch/000.png", "stain/000.png", "good/000.png"))
     pd.testing.assert_frame_equal(
-        pd.read_csv(tmp_path / "comparison/results.csv")[list(METRICS)], table[list(METRICS)], check_exact=True
+        pd.read_csv(tmp_path / "comparison/results.csv", float_precision="round_trip")[list(METRICS)],
+        table[list(METRICS)],
+        check_exact=True,
     )
     assert not leftovers(tmp_path / "comparison")
 

@@ -3,9 +3,10 @@
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
-from anomalib.data import MPDD, AnomalibDataModule, BTech, Folder, MVTecAD, Visa
+from anomalib.data import MPDD, AnomalibDataModule, BTech, Folder, MVTecAD, MVTecLOCO, Tabular, Visa
 from PIL import Image
 from torchvision.transforms.v2 import Resize
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -263,3 +264,31 @@ def test_an_image_stays_abnormal_if_its_mask_vanishes_by_resizing(tmp_path: Path
     index = next(i for i, path in enumerate(dataset.samples.image_path) if path.endswith("coins/test/stain/000.png"))
     assert not dataset[index].gt_mask.any()
     assert dataset[index].gt_label == 1
+
+
+# ---- pandas ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(int(pd.__version__.split(".")[0]) >= 3, reason="pyproject.toml excludes pandas 3 because of this")
+def test_datamodules_that_fail_with_pandas_3_work(sample_root: Path, tmp_path: Path) -> None:
+    source, target = sample_root / "coins", tmp_path / "loco" / "juice_bottle"
+    for split in ("train", "validation", "test"):
+        shutil.copytree(source / "train" / "good", target / split / "good")
+    shutil.copytree(source / "test" / "scratch", target / "test" / "logical_anomalies")
+    for path in (source / "ground_truth" / "scratch").iterdir():
+        folder = target / "ground_truth" / "logical_anomalies" / path.name.removesuffix("_mask.png")
+        folder.mkdir(parents=True)
+        shutil.copy(path, folder / "000.png")
+    normal, abnormal = sorted((source / "train" / "good").iterdir()), sorted((source / "test" / "scratch").iterdir())
+    rows = [{"image_path": str(path), "label_index": 0, "split": "train", "mask_path": ""} for path in normal]
+    for path in abnormal:
+        mask = source / "ground_truth" / "scratch" / f"{path.stem}_mask.png"
+        rows.append({"image_path": str(path), "label_index": 1, "split": "test", "mask_path": str(mask)})
+    for datamodule in (
+        MVTecLOCO(tmp_path / "loco", category="juice_bottle"),
+        Tabular("coins", pd.DataFrame(rows), root=sample_root, val_split_mode="same_as_test"),
+    ):
+        datamodule.setup()
+        masks = [item.gt_mask for item in datamodule.test_data if item.gt_label]
+        assert len(masks) == len(abnormal)
+        assert all(mask.any() for mask in masks)

@@ -485,7 +485,7 @@ def test_the_table_is_for_spreadsheets(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, rows)
     assert set(read_runs(folder)["model"]) == {"=1+1", "@x", "\n-y"}, "run files hold the texts as they are"
     write_report(folder)
-    table = pd.read_csv(folder / "results.csv")
+    table = pd.read_csv(folder / "results.csv", float_precision="round_trip")
     assert tuple(table.columns) == COLUMNS
     assert set(table["model"]) == {"'=1+1", "'@x", "' -y"}
     assert table["error"].dropna().tolist() == ['\'+a b, "c"']

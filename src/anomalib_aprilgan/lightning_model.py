@@ -23,6 +23,7 @@ from anomalib_aprilgan.export.products import Product, apply_product
 from anomalib_aprilgan.integration import preparation, runs, training
 from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.calibration import MapRange
+from anomalib_aprilgan.integration.finite_scores import refuse_non_finite_scores
 from anomalib_aprilgan.integration.post_processing import snapshot
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
 from anomalib_aprilgan.integration.references import check_image_files
@@ -261,6 +262,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
             if keep:
                 self._map_range.add(raw, batch.gt_label)
             predictions = InferenceBatch(self.model.image_score(raw, tensors), anomaly_map=raw.anomaly_map)
+        refuse_non_finite_scores(predictions, getattr(batch, "image_path", None))
         return cast("STEP_OUTPUT", batch.update(**predictions._asdict()))
 
     def _text_features(self, batch: Batch[Any]) -> Tensor | None:
@@ -302,6 +304,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
             tensors, post_processor = self.model.state.tensors(), snapshot(self.post_processor)
         images = self.pre_processor(batch) if self.pre_processor else batch
         prediction = self.model(images, tensors)
+        refuse_non_finite_scores(prediction)
         return post_processor(prediction) if post_processor else prediction
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from anomalib_aprilgan import __version__
 from anomalib_aprilgan.export.exported_files import annotate, export_folder, replacing
+from anomalib_aprilgan.integration.checkpoints import non_finite_state
 from anomalib_aprilgan.integration.quiet import quietly
 from anomalib_aprilgan.integration.setup import ANY_CLASS
 from anomalib_aprilgan.method.clip import copy_without_text
@@ -202,15 +203,34 @@ class Exportable(ExportMixin):
         """Return a copy that is set up, without text tower and metrics. The copy shares the image tower.
 
         Metrics are removed because they store scores of test images.
+
+        Raises:
+            RuntimeError: If weights, references or thresholds contain NaN or infinite values.
         """
         if not self.model.clip.has_text:
+            self._refuse_non_finite()
             return self
         self.ensure_prepared(datamodule)
         if self.model.class_name == ANY_CLASS:
             logger.warning("The model is exported for the class %r. Pass `class_name` to name the object.", ANY_CLASS)
         deployed = cast("Exportable", copy_without_text(cast("nn.Module", self), self.model.clip))
         deployed.evaluator = None
+        deployed._refuse_non_finite()  # noqa: SLF001
         return deployed
+
+    def _refuse_non_finite(self) -> None:
+        state = {
+            f"model.{name}": value for name, value in (*self.model.named_parameters(), *self.model.named_buffers())
+        }
+        if self.post_processor is not None:
+            state |= {f"post_processor.{name}": value for name, value in self.post_processor.state_dict().items()}
+        names = non_finite_state(state)
+        if names:
+            msg = (
+                f"The model was not exported, because it contains NaN or infinite values in {', '.join(names[:4])}. "
+                "Train or load its adapters, references and thresholds anew."
+            )
+            raise RuntimeError(msg)
 
 
 def _require(*packages: str) -> None:

@@ -15,7 +15,8 @@ from anomalib.post_processing import PostProcessor
 from torch import Tensor, nn
 
 from anomalib_aprilgan.files.adapter_files import refuse_foreign_state
-from anomalib_aprilgan.files.weight_files import read_weight_file, write_weight_file
+from anomalib_aprilgan.files.weight_files import read_weight_file, refuse_non_finite, write_weight_file
+from anomalib_aprilgan.integration.checkpoints import non_finite_state
 from anomalib_aprilgan.method.setup import Setup
 from anomalib_aprilgan.torch_model import AprilGanModel
 
@@ -98,7 +99,8 @@ class Product:
             The product.
 
         Raises:
-            ValueError: If the file is missing, damaged, or no product file; the message names it.
+            ValueError: If the file is missing, damaged or no product file, or contains NaN or infinity; the message
+                names it.
         """
         path = Path(path).expanduser()
         if not path.is_file():
@@ -118,6 +120,7 @@ class Product:
                 "with `model.product.save(path)`."
             )
             raise ValueError(msg)
+        refuse_non_finite(non_finite_state(tensors), f"The product file {path}")
         return cls(tensors, facts, options, calibrated_with)
 
 

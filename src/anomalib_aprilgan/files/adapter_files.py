@@ -13,7 +13,7 @@ from torch import Tensor
 from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
 from anomalib_aprilgan.files.embedded import ADAPTERS, TAG
 from anomalib_aprilgan.files.published import PUBLISHED, fetch
-from anomalib_aprilgan.files.weight_files import read_weight_file, write_weight_file
+from anomalib_aprilgan.files.weight_files import non_finite, read_weight_file, refuse_non_finite, write_weight_file
 
 __all__ = ["find_adapters", "read_adapters", "refuse_foreign_state", "write_adapters"]
 
@@ -108,7 +108,8 @@ def read_adapters(path: str | Path) -> tuple[dict[str, Tensor], AdapterOrigin]:
         A state dict for ``StageAdapters``, and the origin of the adapters.
 
     Raises:
-        ValueError: If the file is missing or damaged, would run code, or holds no adapters; the message names it.
+        ValueError: If the file is missing or damaged, would run code, holds no adapters, or contains NaN or infinite
+            values; the message names it.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -123,6 +124,7 @@ def read_adapters(path: str | Path) -> tuple[dict[str, Tensor], AdapterOrigin]:
     except (TypeError, ValueError) as error:
         msg = f"The file {path} contains no adapters: {error}."
         raise ValueError(msg) from error
+    refuse_non_finite(non_finite(weights.items()), f"The file {path}")
     return weights, origin
 
 

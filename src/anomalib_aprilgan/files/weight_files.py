@@ -1,14 +1,15 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Reading of weight files without running code from them, and atomic writing."""
+"""Reading of weight files without running code from them, and atomic writing with a digest."""
 
+import hashlib
+import json
 import os
 import pickle
 import re
-import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +18,48 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-__all__ = ["read_weight_file", "write_weight_file"]
+from anomalib_aprilgan.files.torchscript import is_torchscript, read_torchscript
+
+__all__ = ["non_finite", "read_weight_file", "refuse_non_finite", "write_weight_file"]
+
+OWN_KEYS = "anomalib_aprilgan"
+"""Beginning of the metadata keys of files that this package writes."""
+
+DIGEST_KEY = f"{OWN_KEYS}_sha256"
+"""Metadata key of the SHA-256 of tensors and other metadata."""
 
 REFUSED_CODE = re.compile(r"GLOBAL|reduce|unrecognized function|allowlisted|safe_globals", flags=re.IGNORECASE)
 """Words in torch's errors about files that contain more than tensors and plain data."""
 
 
-def read_weight_file(path: Path, kind: str) -> tuple[Any, dict[str, str]]:
-    """Read a weight file: safetensors, a checkpoint of ``torch.save``, or a TorchScript archive such as OpenAI's.
+def read_weight_file(path: Path, kind: str, *, torchscript: bool = False) -> tuple[Any, dict[str, str]]:
+    """Read a safetensors file, or a file of ``torch.save``, without running code from it.
 
     Args:
         path: The file.
         kind: Name of the expected content for messages, for example "CLIP weights".
+        torchscript: Also read the tensors of a TorchScript archive, without its code. Otherwise it is refused.
 
     Returns:
         Content of the file (the state dict of a TorchScript archive), and the metadata of a safetensors file.
 
     Raises:
-        ValueError: If the file is damaged, has another format, or would run code; the message names it.
+        ValueError: If the file is damaged, has another format, or would run code; the message names it. Damage is
+            found by the checksums of zip archives, such as files of ``torch.save``, and by the digest of own files.
     """
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        if _is_torchscript(path):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch has deprecated TorchScript, but OpenAI publishes it
-                archive = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
-            return archive.state_dict(), {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata = dict(file.metadata() or {})
+            _check_digest(tensors, metadata)
+            return tensors, metadata
+        if is_torchscript(path):
+            if not torchscript:
+                msg = "a TorchScript archive is not allowlisted"
+                raise pickle.UnpicklingError(msg)  # noqa: TRY301
+            return read_torchscript(path), {}
+        _check_records(path)
         return torch.load(path, map_location="cpu", weights_only=True), {}
     except Exception as error:  # damaged files and other formats raise errors of many types
         if isinstance(error, pickle.UnpicklingError) and REFUSED_CODE.search(str(error)):
@@ -64,7 +79,7 @@ def write_weight_file(path: str | Path, tensors: Mapping[str, Tensor], metadata:
     Args:
         path: The file; its suffix must be ``.safetensors``.
         tensors: Tensors by name, on any device.
-        metadata: Strings by name, which are written into the header.
+        metadata: Strings by name, which are written into the header, together with a digest of the content.
 
     Returns:
         The path.
@@ -80,15 +95,71 @@ def write_weight_file(path: str | Path, tensors: Mapping[str, Tensor], metadata:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        unfinished.write_bytes(save(plain, metadata=dict(metadata)))
+        unfinished.write_bytes(_serialized(plain, {**metadata, DIGEST_KEY: _digest(plain, metadata)}))
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
     return path
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+def non_finite(tensors: Iterable[tuple[str, Any]]) -> list[str]:
+    """Return the names of the tensors that contain NaN or infinity; other values than tensors are ignored."""
+    return [name for name, value in tensors if isinstance(value, Tensor) and not torch.isfinite(value).all()]
+
+
+def refuse_non_finite(names: list[str], subject: str) -> None:
+    """Raise an error if tensors contain NaN or infinity, which would make every score NaN.
+
+    Args:
+        names: Names of the tensors.
+        subject: Subject of the message, for example "The file x.safetensors".
+
+    Raises:
+        ValueError: If there are any.
+    """
+    if names:
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""  # noqa: PLR2004
+        msg = f"{subject} contains NaN or infinite values in {', '.join(names[:4])}{more}. Use an undamaged file."
+        raise ValueError(msg)
+
+
+def _serialized(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Return the content of a safetensors file. Its metadata are sorted, so that equal content gives equal bytes."""
+    content = save(tensors, metadata=metadata)
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)  # tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[end:]
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Compute the SHA-256 of tensors and metadata except the digest itself."""
+    others = sorted((name, value) for name, value in metadata.items() if name != DIGEST_KEY)
+    sha256 = hashlib.sha256(json.dumps(others).encode())
+    for name, value in sorted(tensors.items()):
+        sha256.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        sha256.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha256.hexdigest()
+
+
+def _check_digest(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Compare the digest in the metadata, and remove it from them. Files of other programs have none."""
+    is_incomplete = (
+        DIGEST_KEY not in metadata and len(metadata) > 1 and any(key.startswith(OWN_KEYS) for key in metadata)
+    )
+    stated = metadata.pop(DIGEST_KEY, None)
+    if is_incomplete or (stated is not None and stated != _digest(tensors, metadata)):
+        msg = "the file is damaged, because its content differs from its SHA-256"
+        raise ValueError(msg)
+
+
+def _check_records(path: Path) -> None:
+    """Check the checksums of a zip archive. torch does not check them."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            msg = f"the file is damaged, because {damaged} in it differs from its checksum"
+            raise ValueError(msg)

@@ -12,9 +12,10 @@ from anomalib.models.components import AnomalibModule
 from anomalib.utils.serialization import anomalib_safe_globals
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
-from anomalib_aprilgan.files.weight_files import read_weight_file
+from anomalib_aprilgan.files.weight_files import non_finite, read_weight_file, refuse_non_finite
 from anomalib_aprilgan.method.options import MethodOptions
 from anomalib_aprilgan.torch_model import AprilGanModel
 
@@ -23,6 +24,7 @@ __all__ = [
     "discard",
     "fitted_state",
     "is_calibrated_for",
+    "non_finite_state",
     "saved_architecture",
     "saved_state",
     "without_metrics",
@@ -46,7 +48,8 @@ def check_checkpoint(path: str | Path) -> None:
         path: The file.
 
     Raises:
-        ValueError: If it is damaged, would run code, or belongs to another model; the message names it.
+        ValueError: If it is damaged, would run code, belongs to another model, or contains NaN or infinite values; the
+            message names it.
     """
     path = Path(path)
     if path.is_dir():
@@ -67,7 +70,7 @@ def saved_state(checkpoint: Any, name: str = "The checkpoint") -> Mapping[str, A
         name: Name of the checkpoint at the beginning of the message.
 
     Raises:
-        ValueError: If it is no checkpoint of AprilGan.
+        ValueError: If it is no checkpoint of AprilGan, or contains NaN or infinite values.
     """
     state = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
     extra = state.get(STATE_KEY) if isinstance(state, Mapping) else None
@@ -75,7 +78,24 @@ def saved_state(checkpoint: Any, name: str = "The checkpoint") -> Mapping[str, A
     if not isinstance(extra, Mapping) or not required <= set(extra) or "pytorch-lightning_version" not in checkpoint:
         msg = f"{name} is no checkpoint of AprilGan. Pass adapters alone, also those of the authors, as `adapter`."
         raise ValueError(msg)
+    refuse_non_finite(non_finite_state(without_metrics(checkpoint)), name)
     return extra
+
+
+def non_finite_state(state_dict: Mapping[str, Any]) -> list[str]:
+    """Return the names of the tensors of a state that contain NaN or infinity.
+
+    In the state of anomalib's post-processor, which has no margin, NaN means that there was no validation.
+
+    Args:
+        state_dict: State of an ``AprilGan``, or part of it.
+    """
+    may_be_nan = () if "post_processor.margin" in state_dict else ("post_processor.",)
+    return non_finite(
+        (name, value[~value.isnan()] if name.startswith(may_be_nan) else value)
+        for name, value in state_dict.items()
+        if isinstance(value, Tensor)
+    )
 
 
 def saved_architecture(extra_state: Mapping[str, Any]) -> dict[str, Any]:

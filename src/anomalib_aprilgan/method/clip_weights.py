@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from anomalib_aprilgan.files.weight_files import read_weight_file
+from anomalib_aprilgan.files.weight_files import non_finite, read_weight_file, refuse_non_finite
 
 __all__ = ["fingerprint", "read_clip_weights", "resize_positional_embedding"]
 
@@ -27,16 +27,19 @@ def read_clip_weights(path: Path) -> dict[str, Tensor]:
         Tensors by name, without the prefix ``module.`` of distributed training.
 
     Raises:
-        ValueError: If the file is damaged or holds no state dict; the message names the file.
+        ValueError: If the file is damaged, holds no state dict, or contains NaN or infinite values; the message names
+            the file.
     """
-    content, _ = read_weight_file(path, "CLIP weights")
+    content, _ = read_weight_file(path, "CLIP weights", torchscript=True)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         names = f"a dict with {', '.join(map(str, list(content)[:4]))}" if isinstance(content, dict) else type(content)
         msg = f"Expected {path} to contain the state dict of a CLIP (names and tensors), but it contains {names}."
         raise ValueError(msg)
-    return {re.sub(r"^module\.", "", str(name)): value for name, value in content.items()}
+    weights = {re.sub(r"^module\.", "", str(name)): value for name, value in content.items()}
+    refuse_non_finite(non_finite(weights.items()), f"The file {path}")
+    return weights
 
 
 def resize_positional_embedding(embedding: Tensor, grid: int) -> Tensor:

@@ -1,0 +1,39 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Check that scores are numbers: NaN is not above any threshold, so the image would be labelled normal."""
+
+from collections.abc import Sequence
+
+import torch
+from anomalib.data import InferenceBatch
+from torch import Tensor
+
+__all__ = ["refuse_non_finite_scores"]
+
+
+def refuse_non_finite_scores(prediction: InferenceBatch, files: Sequence[str] | None = None) -> None:
+    """Raise an error if scores or maps are not finite.
+
+    Args:
+        prediction: Raw scores of shape ``(N,)`` and maps of shape ``(N, H, W)``.
+        files: Paths of the images, if known.
+
+    Raises:
+        RuntimeError: If there are any; the message names the images.
+    """
+    score, anomaly_map = prediction.pred_score, prediction.anomaly_map
+    if not isinstance(score, Tensor) or not isinstance(anomaly_map, Tensor):
+        return
+    finite = torch.isfinite(score) & torch.isfinite(anomaly_map.amax(dim=(-2, -1)))
+    if finite.all():
+        return
+    numbers = (~finite).nonzero().flatten().tolist()
+    names = [str(files[number]) if files else f"image {number} of the batch" for number in numbers]
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""  # noqa: PLR2004
+    msg = (
+        f"Expected a finite score and map for each image, but got NaN or infinity for {', '.join(names[:4])}{more}. "
+        "Check the pixels of these images and of the reference images for NaN and infinity. If all images fail, check "
+        "CLIP's weights and the adapters, or compute with single precision."
+    )
+    raise RuntimeError(msg)
