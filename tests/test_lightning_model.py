@@ -690,6 +690,33 @@ def test_damaged_data_are_named_before_anything_starts(
         start()
 
 
+def test_damaged_masks_are_named_before_anything_starts(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine], tmp_path: Path, sample_root: Path
+) -> None:
+    """In a test, in auxiliary training, and in the validation of a training."""
+    root = Path(shutil.copytree(sample_root, tmp_path / "data"))
+    training = AuxiliaryDataModule(source=data(sample_root), validation=data(root, "coins"), num_workers=0)
+    starts: list[Callable[[], object]] = [
+        lambda: engine().test(make_lightning_model(), datamodule=data(root, "coins")),
+        lambda: train(make_lightning_model(adapter=None), engine, root, 1),
+        lambda: engine(max_epochs=1, num_sanity_val_steps=0).fit(
+            make_lightning_model(adapter=None), datamodule=training
+        ),
+        lambda: engine(max_epochs=1, num_sanity_val_steps=1).fit(
+            make_lightning_model(adapter=None), datamodule=training
+        ),
+    ]
+    mask = root / "coins" / "ground_truth" / "stain" / "001_mask.png"
+    whole = mask.read_bytes()
+    for start in starts:
+        mask.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match=r"ground_truth/stain/001_mask\.png is damaged or no image"):
+            start()
+        Image.new("L", (64, 32)).save(mask)
+        with pytest.raises(ValueError, match=r"001_mask\.png is 64 x 32 pixels .*its image is 64 x 64"):
+            start()
+
+
 def test_untrained_adapters_give_a_warning(
     make_lightning_model: MakeModel,
     engine: Callable[..., Engine],

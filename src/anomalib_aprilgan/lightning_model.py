@@ -25,7 +25,6 @@ from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.calibration import MapRange
 from anomalib_aprilgan.integration.post_processing import snapshot
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
-from anomalib_aprilgan.integration.references import check_image_files
 from anomalib_aprilgan.integration.setup import AUTO_ADAPTER
 from anomalib_aprilgan.integration.setup_module import SetupModule
 from anomalib_aprilgan.method.architecture import AUTO
@@ -184,7 +183,8 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
 
     def on_train_start(self) -> None:
         """Check all files before the first step, and record what the adapters are trained on."""
-        check_image_files(runs.image_files(self.trainer.train_dataloader))
+        runs.check_files(self.trainer.train_dataloader)
+        runs.check_files(self.trainer.val_dataloaders)
         datamodule = runs.datamodule_of(self.trainer)
         if isinstance(datamodule, AuxiliaryDataModule):
             seen = datamodule.trained_on
@@ -238,18 +238,20 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         self._map_range.clear()
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._prepare_for(self.trainer.val_dataloaders)
+        elif self.trainer.sanity_checking:  # reads images before `on_train_start`
+            runs.check_files(self.trainer.val_dataloaders)
 
     def on_test_start(self) -> None:
-        """Prepare the model; check all files before the first is scored."""
+        """Prepare the model; check all images and masks before the first is scored."""
         self._prepare_for(self.trainer.test_dataloaders)
 
     def on_predict_start(self) -> None:
-        """Prepare the model; check all files before the first is scored."""
+        """Prepare the model; check all images and masks before the first is scored."""
         self._prepare_for(self.trainer.predict_dataloaders)
 
     def _prepare_for(self, loaders: object) -> None:
         self.prepare()
-        check_image_files(runs.image_files(loaders))
+        runs.check_files(loaders)
 
     def validation_step(self, batch: Batch[Any], *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
         """Score a batch. Few-shot, raw predictions are kept until the end, when the scores become final."""

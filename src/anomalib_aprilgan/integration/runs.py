@@ -6,20 +6,23 @@
 import os
 from collections.abc import Iterator
 
+from anomalib import TaskType
 from anomalib.data import AnomalibDataModule, AnomalibDataset, MVTecAD, PredictDataset, Visa
+from anomalib.data.utils import LabelName
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
+from anomalib_aprilgan.integration.image_files import check_image_files
 from anomalib_aprilgan.integration.references import normal_training_files
 from anomalib_aprilgan.integration.setup import Data
 
 __all__ = [
     "DEFAULT_SEED",
+    "check_files",
     "command_line_seed",
     "datamodule_of",
     "describe",
-    "image_files",
     "lacks_validation_split",
     "refuse_during_run",
     "running_trainer",
@@ -149,13 +152,33 @@ def describe(datamodule: AnomalibDataModule | None, *, with_files: bool = False)
     return Data(known, described.category or "", files)
 
 
-def image_files(loaders: object) -> list[str]:
-    """List the image files behind dataloaders of anomalib's datasets."""
-    files: list[str] = []
-    for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
-        dataset = getattr(loader, "dataset", None)
-        if isinstance(dataset, AnomalibDataset):
-            files += map(str, dataset.samples.image_path)
-        elif isinstance(dataset, PredictDataset):
-            files += map(str, dataset.image_filenames)
-    return files
+def check_files(loaders: object) -> None:
+    """Check the images and masks behind dataloaders of anomalib's datasets.
+
+    Args:
+        loaders: A dataloader, or several.
+
+    Raises:
+        ValueError: If files cannot be used; the message names them.
+    """
+    datasets = [getattr(loader, "dataset", None) for loader in _as_list(loaders)]
+    masks = {image: mask for dataset in datasets for image, mask in _mask_files(dataset)}
+    check_image_files([file for dataset in datasets for file in _image_files(dataset)], masks)
+
+
+def _as_list(loaders: object) -> list[object]:
+    return list(loaders) if isinstance(loaders, list | tuple) else [loaders]
+
+
+def _image_files(dataset: object) -> list[str]:
+    if isinstance(dataset, AnomalibDataset):
+        return [str(path) for path in dataset.samples.image_path]
+    return [str(path) for path in dataset.image_filenames] if isinstance(dataset, PredictDataset) else []
+
+
+def _mask_files(dataset: object) -> list[tuple[str, str | None]]:
+    """List the abnormal images of a dataset with masks, each with its mask file. Other masks are never read."""
+    if not isinstance(dataset, AnomalibDataset) or dataset.samples.attrs.get("task") != TaskType.SEGMENTATION:
+        return []
+    abnormal = dataset.samples[dataset.samples.label_index == LabelName.ABNORMAL]
+    return [(str(image), mask) for image, mask in zip(abnormal.image_path, abnormal.mask_path, strict=True)]
