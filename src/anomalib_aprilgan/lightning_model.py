@@ -299,10 +299,19 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         return float(image_score(zero, zero, self.model.map_range)) if self.model.is_few_shot else 0.0
 
     def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:  # noqa: ANN401
-        """Score float images of any size in [0, 1], shape ``(N, 3, h, w)``, as exported models do.
+        """Score images of any size, as exported models do.
 
         Several threads may call it while others call :meth:`switch_to` or :meth:`add_references`: each call uses one
         setup from beginning to end.
+
+        Args:
+            batch: RGB images of shape ``(N, 3, h, w)``: floats of any precision in [0, 1], or 8-bit integers. A
+                pre-processor of your own gets them unchanged.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Raises:
+            ValueError: If the images have another shape or type, values outside of [0, 1], or NaN.
         """
         self.ensure_prepared()
         if torch.compiler.is_compiling():  # exported graphs hold one setup

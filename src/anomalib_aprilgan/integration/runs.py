@@ -4,14 +4,16 @@
 """What a run of anomalib's Engine says: its datamodule, its seed, and its image files."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeGuard, cast
 
 from anomalib import TaskType
-from anomalib.data import AnomalibDataModule, AnomalibDataset, MVTecAD, PredictDataset, Visa
+from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageBatch, MVTecAD, PredictDataset, Visa
 from anomalib.data.utils import LabelName
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from torch.utils.data import DataLoader
 
 from anomalib_aprilgan.integration.image_files import check_image_files
 from anomalib_aprilgan.integration.references import normal_training_files
@@ -159,15 +161,44 @@ def check_files(loaders: object) -> None:
         loaders: A dataloader, or several.
 
     Raises:
-        ValueError: If files cannot be used; the message names them.
+        ValueError: If files cannot be used, or if batches would hold images of several sizes; the message names files.
     """
-    datasets = [getattr(loader, "dataset", None) for loader in _as_list(loaders)]
+    all_loaders = list(loaders) if isinstance(loaders, list | tuple) else [loaders]
+    datasets = [getattr(loader, "dataset", None) for loader in all_loaders]
     masks = {image: mask for dataset in datasets for image, mask in _mask_files(dataset)}
-    check_image_files([file for dataset in datasets for file in _image_files(dataset)], masks)
+    sizes = check_image_files([file for dataset in datasets for file in _image_files(dataset)], masks)
+    for loader in all_loaders:
+        if _is_collated_by_anomalib(loader):
+            _refuse_mixed_sizes(loader.dataset, sizes)
 
 
-def _as_list(loaders: object) -> list[object]:
-    return list(loaders) if isinstance(loaders, list | tuple) else [loaders]
+def _is_collated_by_anomalib(loader: object) -> TypeGuard[DataLoader[Any]]:
+    """Whether anomalib makes batches of several images, and resizes them all to the largest of the batch."""
+    collate = getattr(getattr(loader, "collate_fn", None), "__func__", None)
+    sampler = getattr(loader, "batch_sampler", None)
+    return (
+        collate is cast("Any", ImageBatch.collate).__func__
+        and sampler is not None
+        and getattr(sampler, "batch_size", 2) != 1
+    )
+
+
+def _refuse_mixed_sizes(dataset: object, sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse images of several sizes, unless the dataset has a transform, as those of anomalib's datamodules have."""
+    if getattr(dataset, "augmentations", None) or getattr(dataset, "transform", None):
+        return
+    examples: dict[tuple[int, int], str] = {}
+    for file in _image_files(dataset):
+        examples.setdefault(sizes[file], file)
+    if len(examples) > 1:
+        found = " and ".join(f"{file} ({width} x {height})" for (width, height), file in list(examples.items())[:2])
+        msg = (
+            f"Expected the images of a dataloader to have one size, but found for instance {found}. anomalib resizes "
+            "the images of a batch to the largest one, so that scores would depend on the batch. Use `batch_size=1`, "
+            "or let the dataset resize each image as the model does: `PredictDataset(path, transform=resize)`, or "
+            "`dataset.augmentations = resize`, with `resize = model.pre_processor.resize`."
+        )
+        raise ValueError(msg)
 
 
 def _image_files(dataset: object) -> list[str]:
