@@ -26,6 +26,7 @@ from anomalib.models import Padim
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from lightning import seed_everything
+from lightning.pytorch import Callback
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import Compose, Normalize, RandomErasing, Resize
@@ -100,6 +101,7 @@ def images() -> Tensor:
 
 @pytest.fixture(scope="module")
 def training_checkpoint(make: MakeModel, sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    os.environ.pop("PL_GLOBAL_SEED", None)
     runner = Engine(default_root_dir=tmp_path_factory.mktemp("training"), max_epochs=1, **QUIET)
     datamodule = AuxiliaryDataModule(data(sample_root, "brick"), ["brick"], num_workers=0)
     runner.fit(make(adapter=None), datamodule=datamodule)
@@ -109,6 +111,7 @@ def training_checkpoint(make: MakeModel, sample_root: Path, tmp_path_factory: py
 @pytest.fixture(scope="module")
 def fitted(make: MakeModel, sample_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[AprilGan, str]:
     """A calibrated 2-shot model, and its checkpoint."""
+    os.environ.pop("PL_GLOBAL_SEED", None)
     model, runner = make(k_shot=2), Engine(default_root_dir=tmp_path_factory.mktemp("fitted"), **QUIET)
     runner.fit(model, datamodule=data(sample_root))
     return model, str(runner.best_model_path)
@@ -674,3 +677,199 @@ def test_a_training_that_goes_on_with_other_data_remembers_both(
     datamodule = AuxiliaryDataModule(data(sample_root, "coins"), ["coins"], num_workers=0)
     engine(max_epochs=2).fit(model, datamodule=datamodule, ckpt_path=training_checkpoint)
     assert model.model.trained_on == ("MVTecAD/brick", "MVTecAD/coins")
+
+
+# ---- After failures -------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_checkpoint_says_nothing_to_the_next_model(
+    engine: MakeEngine, sample_root: Path, tmp_path: Path
+) -> None:
+    torch.save(
+        {"state_dict": {"model.weight": torch.zeros(1)}, "pytorch-lightning_version": "2.6"}, tmp_path / "x.ckpt"
+    )
+    (expected,) = engine().test(AprilGan("ViT-demo", visualizer=False), datamodule=data(sample_root), verbose=False)
+    used = AprilGan("ViT-demo", k_shot=2, visualizer=False)
+    engine().test(used, datamodule=data(sample_root, "coins"), verbose=False)
+    used.k_shot = None
+    for model in (AprilGan("ViT-demo", visualizer=False), used):
+        runner = engine()
+        with pytest.raises(ValueError, match="no checkpoint of AprilGan"):
+            runner.test(model, datamodule=data(sample_root), ckpt_path=tmp_path / "x.ckpt")
+        assert runner.test(model, datamodule=data(sample_root), verbose=False) == [expected]
+        assert model.setup_record.class_name == "gravel"
+
+
+def test_scores_of_an_aborted_run_do_not_count(make: MakeModel, engine: MakeEngine, sample_root: Path) -> None:
+    class Aborts(Callback):
+        def on_validation_batch_end(self, *_: Any) -> None:
+            msg = "aborted"
+            raise RuntimeError(msg)
+
+        on_test_batch_end = on_validation_batch_end
+
+    model, fresh = make(), make()
+    for verb in ("validate", "test"):
+        aborted = engine(callbacks=[Aborts()])
+        with pytest.raises(RuntimeError, match="aborted"):
+            getattr(aborted, verb)(model, datamodule=data(sample_root, "coins"))
+    found = engine().test(model, datamodule=data(sample_root), verbose=False)
+    assert found == engine().test(fresh, datamodule=data(sample_root), verbose=False)
+    assert calibration(model) == calibration(fresh)
+
+
+def test_a_training_that_fails_at_its_first_step_changes_nothing(
+    make: MakeModel, engine: MakeEngine, sample_root: Path
+) -> None:
+    model = make(adapter=None)
+    with pytest.raises(ValueError, match="masks"):
+        engine(max_epochs=1).fit(model, datamodule=folder_data(sample_root, "coins"))
+    assert model.model.trained_on == ()
+
+
+def test_a_refused_checkpoint_leaves_the_model(fitted: tuple[AprilGan, str], make: MakeModel, tmp_path: Path) -> None:
+    content = torch.load(fitted[1], weights_only=True)
+    content["anomalib_aprilgan_components"]["pre_processor"] = "somebody.Else"
+    torch.save(content, tmp_path / "other.ckpt")
+    model = make(class_name="stone")
+    plain = model.model
+    with pytest.raises(ValueError, match="cannot hold"):
+        model.on_load_checkpoint(content)
+    assert model.model is plain
+
+
+def test_a_partial_state_keeps_the_rest(make: MakeModel, images: Tensor) -> None:
+    model = make(class_name="stone")
+    expected = answers(model, images)
+    adapters = {name: value for name, value in model.state_dict().items() if ".adapters." in name}
+    model.load_state_dict(adapters, strict=False)
+    for name, value in answers(model, images).items():
+        assert torch.equal(value, expected[name])
+
+
+def test_a_state_without_thresholds_resets_them(
+    make: MakeModel, engine: MakeEngine, fitted: tuple[AprilGan, str]
+) -> None:
+    state = {name: value for name, value in fitted[0].state_dict().items() if not name.startswith("post_processor.")}
+    for model in (make(), AprilGan.load_from_checkpoint(fitted[1])):
+        model.load_state_dict(state)
+        assert not model.post_processor.is_calibrated
+        assert model.setup_record.class_name == "gravel"
+
+
+# ---- One checkpoint after the other, and models that are made late --------------------------------------------------
+
+
+def test_components_of_an_earlier_checkpoint_do_not_stay(
+    fitted: tuple[AprilGan, str], make: MakeModel, engine: MakeEngine, sample_root: Path, tmp_path: Path
+) -> None:
+    test_folder = sample_root / "gravel/test/stain"
+    transform = Compose([Resize((64, 64), antialias=True), Normalize(mean=[0.1] * 3, std=[0.9] * 3)])
+    others = []
+    for number, arguments in enumerate(({"pre_processor": PreProcessor(transform)}, {"post_processor": False})):
+        runner = Engine(default_root_dir=tmp_path / str(number), **QUIET)
+        runner.fit(make(**arguments), datamodule=data(sample_root))
+        others.append(str(runner.best_model_path))
+    (expected,) = engine().predict(AprilGan(visualizer=False), data_path=test_folder / "000.png", ckpt_path=fitted[1])
+    model = AprilGan(visualizer=False)
+    for path in (*others, fitted[1]):
+        (found,) = engine().predict(model, data_path=test_folder / "000.png", ckpt_path=path)
+    assert torch.equal(found.anomaly_map, expected.anomaly_map)
+    assert torch.equal(found.pred_label, expected.pred_label)
+
+
+@pytest.fixture
+def late(clip_weights: Path, official_adapter: Path, monkeypatch: pytest.MonkeyPatch) -> MakeModel:
+    """Make models whose plain model is made on first use, of the small CLIP."""
+    monkeypatch.setattr("anomalib_aprilgan.integration.building.DEFAULT_BACKBONE", "golden-vit")
+    arguments = {"pretrained": clip_weights, "image_size": 64, "layers": (2, 4), "adapter": official_adapter}
+    return lambda **overrides: AprilGan(**{"visualizer": False} | arguments | overrides)
+
+
+def test_a_model_that_is_made_in_a_run_can_be_used_like_any_other(
+    late: MakeModel, engine: MakeEngine, sample_root: Path
+) -> None:
+    model, runner = late(k_shot=2), engine()
+    runner.fit(model, datamodule=data(sample_root))
+    (first,) = runner.test(model, datamodule=data(sample_root), ckpt_path=runner.best_model_path, verbose=False)
+    assert first["pixel_AUROC"] > 0
+    model.load_state_dict(model.state_dict())
+    other = late(k_shot=2)
+    other.load_state_dict(model.state_dict())
+    assert other.setup_record.class_name == "gravel"
+
+
+def test_a_model_that_several_threads_use_first_is_made_once(
+    late: MakeModel, sample_root: Path, images: Tensor
+) -> None:
+    arguments = {"class_name": "gravel", "k_shot": 2, "few_shot_source": sample_root / "gravel/train/good"}
+    expected = answers(late(**arguments), images)
+    model = late(**arguments).eval()
+    with ThreadPoolExecutor(6) as pool:
+        for found in pool.map(lambda _: answers(model, images), range(12)):
+            for name, value in found.items():
+                torch.testing.assert_close(value, expected[name])
+
+
+def test_switching_wins_over_arguments_while_others_predict(
+    make: MakeModel, engine: MakeEngine, sample_root: Path, images: Tensor
+) -> None:
+    of_coins = make(k_shot=1)
+    engine().validate(of_coins, datamodule=data(sample_root, "coins"), verbose=False)
+    product, source = of_coins.product, sample_root / "gravel/train/good"
+    for _ in range(4):
+        model = make(class_name="gravel", k_shot=2, few_shot_source=source)
+        with ThreadPoolExecutor(5) as pool:
+            predicted = [pool.submit(answers, model, images) for _ in range(8)]
+            pool.submit(model.switch_to, product).result()
+            predicted += [pool.submit(answers, model, images) for _ in range(4)]
+        assert all(one.exception() is None for one in predicted)
+        assert model.setup_record.class_name == "coins"
+        assert model.reference_files == product.reference_files
+
+
+def test_references_of_a_test_on_watched_data_are_its_own(
+    make: MakeModel, engine: MakeEngine, sample_root: Path
+) -> None:
+    model = make(adapter=None, k_shot=2)
+    watched = data(sample_root, "coins")
+    datamodule = AuxiliaryDataModule(data(sample_root, "brick"), ["brick"], validation=watched, num_workers=0)
+    engine(max_epochs=1).train(model, datamodule=datamodule)
+    assert all("/coins/train/" in path for path in model.reference_files)
+
+
+def test_a_training_does_not_validate_with_an_earlier_runs_references(
+    make: MakeModel, engine: MakeEngine, sample_root: Path
+) -> None:
+    model = make(adapter=None, k_shot=2)
+    engine().test(model, datamodule=data(sample_root), verbose=False)
+    datamodule = AuxiliaryDataModule(
+        data(sample_root, "brick"), ["brick"], validation=data(sample_root, "coins"), num_workers=0
+    )
+    runner = engine(max_epochs=1)
+    runner.fit(model, datamodule=datamodule)
+    restored = AprilGan.load_from_checkpoint(runner.best_model_path)
+    assert restored.setup_record.class_name is None
+    assert not restored.model.is_few_shot
+
+
+def test_anomalib_s_post_processor_forgets_thresholds_of_another_class(
+    make: MakeModel, engine: MakeEngine, sample_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make(post_processor=PostProcessor())
+    engine().fit(model, datamodule=data(sample_root))
+    model.class_name = "coin"
+    engine().predict(model, data_path=sample_root / "coins/test/stain")
+    assert model.post_processor.image_threshold.isnan()
+    assert "thresholds and ranges are reset" in caplog.text
+
+
+def test_the_command_line_resumes_a_training_with_a_seed(
+    training_checkpoint: str, sample_root: Path, tmp_path: Path
+) -> None:
+    arguments = ["fit", "--model", "AprilGan", "--model.adapter", "null", "--data", "AuxiliaryDataModule"]
+    arguments += ["--data.source", "MVTecAD", "--data.source.root", str(sample_root), "--data.source.category", "brick"]
+    arguments += ["--data.categories", "[brick]", "--data.num_workers", "0", "--trainer.max_epochs", "2"]
+    arguments += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    arguments += ["--default_root_dir", str(tmp_path), "--ckpt_path", training_checkpoint, "--seed_everything", "3"]
+    assert AnomalibCLI(arguments).model.model.trained_on == ("MVTecAD/brick",)

@@ -11,10 +11,10 @@ import pytest
 from anomalib_aprilgan.integration.setup import Arguments, Data, overlap, resolve
 from anomalib_aprilgan.method.setup import References, Setup
 
-GRAVEL = Data("MVTecAD", "gravel", tuple(f"gravel/{number}.png" for number in range(6)))
-COINS = Data("MVTecAD", "coins", tuple(f"coins/{number}.png" for number in range(6)))
-VISA = Data("Visa", "pcb1", tuple(f"pcb1/{number}.png" for number in range(6)))
-FOLDER = Data("bolts", "", tuple(f"bolts/{number}.png" for number in range(6)))
+GRAVEL = Data("MVTecAD", "gravel", lambda: [f"gravel/{number}.png" for number in range(6)])
+COINS = Data("MVTecAD", "coins", lambda: [f"coins/{number}.png" for number in range(6)])
+VISA = Data("Visa", "pcb1", lambda: [f"pcb1/{number}.png" for number in range(6)])
+FOLDER = Data("bolts", "", lambda: [f"bolts/{number}.png" for number in range(6)])
 SOURCES = {"good": [f"good/{number}.png" for number in range(8)], "few": ["few/0.png"]}
 
 NEW = Setup()
@@ -91,6 +91,7 @@ def test_adapters(
 
 FROM_GOOD = after((A(k_shot=2, few_shot_source="good"), None))
 ADDED = replace(OF_GRAVEL, references=replace(OF_GRAVEL.references, files=("a.png", "b.png", "c.png"), origin="call"))
+ADDED_TO_NONE = replace(NEW, references=References(("a.png", "b.png", "c.png"), origin="call"))
 REFERENCES = [
     # arguments, current, datamodule, folder of the files, their number, origin
     (A(), NEW, GRAVEL, "", 0, "default"),
@@ -109,6 +110,13 @@ REFERENCES = [
     (A(k_shot=1, few_shot_source="few"), FROM_GOOD, None, "few", 1, "argument"),
     (A(k_shot=2), ADDED, COINS, "", 3, "call"),
     (A(), ADDED, COINS, "", 3, "call"),
+    (A(k_shot=0), ADDED, COINS, "", 0, "default"),
+    (A(k_shot=0), ADDED_TO_NONE, COINS, "", 3, "call"),
+    (A(k_shot=0), ADDED_TO_NONE.restored(), COINS, "", 3, "checkpoint"),
+    (A(k_shot=3), ADDED_TO_NONE.restored(), None, "", 3, "checkpoint"),
+    (A(), OF_GRAVEL, COINS, "", 0, "default"),  # k_shot was given before, and no longer is
+    (A(), FROM_GOOD, COINS, "", 0, "default"),
+    (A(k_shot=2), FROM_GOOD, COINS, "coins", 2, "datamodule"),
 ]
 
 

@@ -15,12 +15,12 @@ from anomalib.visualization import Visualizer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS, STEP_OUTPUT
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from anomalib_aprilgan.datamodule import AuxiliaryDataModule
 from anomalib_aprilgan.export.export import Exportable
 from anomalib_aprilgan.export.products import Product, apply_product
-from anomalib_aprilgan.integration import preparation, runs
+from anomalib_aprilgan.integration import preparation, runs, training
 from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.calibration import MapRange
 from anomalib_aprilgan.integration.post_processing import snapshot
@@ -28,7 +28,6 @@ from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
 from anomalib_aprilgan.integration.setup import AUTO_ADAPTER
 from anomalib_aprilgan.integration.setup_module import SetupModule
 from anomalib_aprilgan.method.architecture import AUTO
-from anomalib_aprilgan.method.losses import adapter_loss
 from anomalib_aprilgan.method.options import MethodOptions
 from anomalib_aprilgan.method.scoring import image_score
 from anomalib_aprilgan.torch_model import AprilGanModel
@@ -152,8 +151,9 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
             RuntimeError: If an Engine is running the model.
         """
         runs.refuse_during_run(self, "switch_to")
-        apply_product(self, product)
-        self.class_name, self.k_shot, self.few_shot_source = None, None, None
+        with self.model.state.locked():
+            apply_product(self, product)
+            self.class_name, self.k_shot, self.few_shot_source = None, None, None
 
     # ---- Stages -----------------------------------------------------------------------------------------------------
 
@@ -168,10 +168,8 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
             )
             raise ValueError(msg)
         if stage == TrainerFn.VALIDATING and runs.lacks_validation_split(datamodule):
+            logger.warning("The datamodule has no validation split: thresholds and ranges are not collected.")
             runs.use_own_dataloader(self.trainer, self)
-        seed = runs.command_line_seed(self.trainer)
-        if stage == TrainerFn.FITTING and seed is not None and self.adapter is None and not self.model.trained_on:
-            self.model.reset_adapters(seed)  # they were made before the command line's seed was known
 
     # ---- Training ---------------------------------------------------------------------------------------------------
 
@@ -179,52 +177,38 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         """Adam for the adapters (section 4.1); nothing to optimise where they are given."""
         if self.adapter is not None:
             return None
-        return Adam(self.model.adapters.parameters(), lr=self.learning_rate, betas=(0.5, 0.999))
+        return training.make_optimizer(self.model, self.learning_rate, runs.running_trainer(self))
 
     def on_train_start(self) -> None:
-        """Check all files before the first step, and record what the adapters are trained on."""
+        """Check all files before the first step."""
         runs.check_files(self.trainer.train_dataloader)
         runs.check_files(self.trainer.val_dataloaders)
-        datamodule = runs.datamodule_of(self.trainer)
-        if isinstance(datamodule, AuxiliaryDataModule):
-            seen = datamodule.trained_on
-            preparation.warn_of_overlap(seen, runs.describe(datamodule.validation))
-        else:
-            seen = () if datamodule is None else (str(runs.describe(datamodule)),)
-            logger.warning(
-                "The adapters are trained on %s, whose training images are normal. They learn from abnormal images "
-                "with masks: wrap the datamodule in an AuxiliaryDataModule.",
-                ", ".join(seen) or "a dataloader",
-            )
-        preparation.reset_calibration(self)  # thresholds of other adapters do not hold
-        self.model.mark_trained(seen)
+        training.check_training_data(runs.datamodule_of(self.trainer))
+
+    def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Batch[Any], batch_idx: int) -> None:
+        """Record, once the adapters have changed, what they are trained on. Class and references no longer hold."""
+        del outputs, batch
+        if batch_idx == 0 and self.model.mark_trained(training.training_data(runs.datamodule_of(self.trainer))):
+            preparation.reset_calibration(self)
 
     def training_step(self, batch: Batch[Any], *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
-        """Compute the loss of the adapters.
+        """Compute the loss of the adapters: focal plus dice loss, summed over the stages.
 
         Args:
             batch: Images with masks; of an ``AuxiliaryDataModule`` also with class names.
             *args: Unused.
             **kwargs: Unused.
 
-        Returns:
-            Focal plus dice loss, summed over the stages.
-
         Raises:
             ValueError: If the images have no masks.
         """
         del args, kwargs
-        if batch.gt_mask is None:
-            msg = "Expected training images with masks, but got none. Train on an AuxiliaryDataModule with masks."
-            raise ValueError(msg)
-        images = cast("Tensor", batch.image)
         text_features = self._text_features(batch)
-        if text_features is None:
-            self.prepare()
-            text_features = self.model.text_features
-        stages = self.model.stage_maps(images, text_features)
-        loss = adapter_loss(stages, batch.gt_mask.as_subclass(Tensor))
-        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(images), sync_dist=True)
+        if text_features is None:  # the class of an earlier run is not that of the training
+            text_features = self._training_features()
+        loss = training.compute_loss(self.model, batch, text_features)
+        size = len(cast("Tensor", batch.image))
+        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=size, sync_dist=True)
         return loss
 
     # ---- Scoring ----------------------------------------------------------------------------------------------------
@@ -236,6 +220,8 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
     def on_validation_start(self) -> None:
         """Prepare the model and check all files, unless this is validation between training epochs."""
         self._map_range.clear()
+        evaluator = cast("Evaluator | None", self.evaluator)
+        runs.reset_metrics(self.post_processor, evaluator.val_metrics if evaluator else None)
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._prepare_for(self.trainer.val_dataloaders)
         elif self.trainer.sanity_checking:  # reads images before `on_train_start`
@@ -243,6 +229,8 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
 
     def on_test_start(self) -> None:
         """Prepare the model; check all images and masks before the first is scored."""
+        evaluator = cast("Evaluator | None", self.evaluator)
+        runs.reset_metrics(evaluator.test_metrics if evaluator else None)
         self._prepare_for(self.trainer.test_dataloaders)
 
     def on_predict_start(self) -> None:
@@ -250,8 +238,8 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         self._prepare_for(self.trainer.predict_dataloaders)
 
     def _prepare_for(self, loaders: object) -> None:
-        self.prepare()
         runs.check_files(loaders)
+        self.prepare()
 
     def validation_step(self, batch: Batch[Any], *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
         """Score a batch. Few-shot, raw predictions are kept until the end, when the scores become final."""
@@ -278,9 +266,14 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         return cast("STEP_OUTPUT", batch.update(**predictions._asdict()))
 
     def _text_features(self, batch: Batch[Any]) -> Tensor | None:
-        """Each image's own text features, if the batch has class names."""
+        """Text features of the batch's own class names; without any, of the training's class if no other is set."""
         class_names = getattr(batch, "class_name", None)
-        return self.model.encode_classes(class_names) if class_names else None
+        if class_names:
+            return self.model.encode_classes(class_names)
+        return self._training_features() if self.model.class_name is None else None
+
+    def _training_features(self) -> Tensor:
+        return self.model.encode_class(training.class_of_training(self.class_name, runs.datamodule_of(self.trainer)))
 
     def calibrate(self) -> tuple[Tensor, Tensor | None] | None:
         """Set the range of few-shot map maxima, at the end of a validation (section 3.3).

@@ -241,11 +241,22 @@ class AprilGanModel(FewShotClip):
         """
         self._require_adapters().reset_parameters(seed)
 
-    def mark_trained(self, trained_on: Sequence[str]) -> None:
-        """Record that the adapters are trained on further data sets, or data sets and categories."""
-        record = self.state.record
-        all_data = tuple(dict.fromkeys((*record.trained_on, *trained_on)))
-        self.state.replace(replace(record, adapter=None, adapter_origin="call", trained_on=all_data))
+    def mark_trained(self, trained_on: Sequence[str]) -> bool:
+        """Record that the adapters are trained, also after training on other data. Class and references are removed.
+
+        Args:
+            trained_on: Data sets and categories of the present training.
+
+        Returns:
+            Whether that changes the record.
+        """
+        every = tuple(dict.fromkeys((*self.trained_on, *trained_on)))
+        wanted = Setup(adapter_origin="call", trained_on=every)
+        has_changed = wanted != self.state.record
+        if has_changed:
+            self.state.replace(wanted, tokens=[])
+            self.reset_calibration()
+        return has_changed
 
     def _require_adapters(self) -> StageAdapters:
         if isinstance(self.adapters, StageAdapters):
@@ -267,7 +278,9 @@ class AprilGanModel(FewShotClip):
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore the setup record."""
-        self.state.record = Setup.from_dict(state["setup"]).restored()
+        saved = Setup.from_dict(state["setup"])
+        if saved != self.state.record:
+            self.state.record = saved.restored()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
         """Check that the state belongs to this model before anything is changed."""

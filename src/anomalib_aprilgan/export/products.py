@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from anomalib.post_processing import PostProcessor
 from torch import Tensor, nn
 
 from anomalib_aprilgan.files.adapter_files import refuse_foreign_state
@@ -159,15 +160,15 @@ def apply_product(model: CalibratedModel, product: Product) -> None:
     record = replace(record, class_origin="default" if record.class_origin == "default" else "call")
     now = model.model.state.record
     record = replace(record, adapter=now.adapter, adapter_origin=now.adapter_origin, trained_on=now.trained_on)
-    with model.model.state.locked():
+    with model.model.state.locked(), torch.inference_mode(mode=False):
         for name, value in product.tensors.items():
             if name.startswith(STATE):
                 _replace_buffer(model.model.state, name.removeprefix(STATE), value)
             elif model.post_processor is not None:
                 _replace_buffer(model.post_processor, name.removeprefix(POST_PROCESSOR), value)
         model.model.state.record = record
-        for name, value in product.options.items():
-            setattr(model.post_processor, name, value)
+        if isinstance(model.post_processor, PostProcessor):
+            model.post_processor.load_checkpoint_config(dict(product.options))
 
 
 def _replace_buffer(module: nn.Module, name: str, value: Tensor) -> None:

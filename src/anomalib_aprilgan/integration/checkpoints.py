@@ -6,7 +6,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from anomalib.models.components import AnomalibModule
 from anomalib.utils.serialization import anomalib_safe_globals
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 STATE_KEY = "model._extra_state"
 """Name under which every checkpoint of AprilGan, and no other, holds the plain data of the model."""
+
+POST_PROCESSOR = "post_processor."
 
 METRICS = ("evaluator.", "visualizer.")
 """Beginnings of state names that are no part of a model."""
@@ -91,17 +93,18 @@ def saved_architecture(extra_state: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def is_calibrated_for(state_dict: Mapping[str, Any], model: AprilGanModel) -> bool:
+def is_calibrated_for(state_dict: Mapping[str, Any], module: AnomalibModule) -> bool:
     """Whether the calibration in a saved state holds for a model: its scores depend on image size and method options.
 
     Args:
         state_dict: The saved state.
-        model: The model, whose architecture is that of the state but for the image size.
+        module: The model, whose architecture is that of the state except for the image size.
     """
     extra_state = state_dict.get(STATE_KEY)
-    if extra_state is None:
-        return True
-    saved = saved_architecture(extra_state)
+    has_thresholds = module.post_processor is None or any(name.startswith(POST_PROCESSOR) for name in state_dict)
+    if extra_state is None or not has_thresholds:
+        return False
+    saved, model = saved_architecture(extra_state), cast("AprilGanModel", module.model)
     return (saved["image_size"], saved["method"]) == (model.image_size, model.method)
 
 
@@ -118,18 +121,19 @@ def fitted_state(state_dict: Mapping[str, Any], model: AnomalibModule) -> dict[s
         model: The model.
 
     Returns:
-        The state without metrics and without values of a post-processor that the model has not. The model's own values
-        stand in for missing ones.
+        The state without metrics and without values of components that the model has not. Values that are missing are
+        the model's own, except for the margin, which :class:`AprilGanPostProcessor` derives from the others.
     """
-    components = (*METRICS, "pre_processor.", "post_processor.")
+    components = (*METRICS, "pre_processor.", POST_PROCESSOR)
     own = {name: value for name, value in model.state_dict().items() if name.startswith(components)}
     saved = {
         name: value
         for name, value in state_dict.items()
         if not name.startswith(METRICS) and (name in own or not name.startswith(components))
     }
-    margin = "post_processor.margin"  # AprilGanPostProcessor computes it if it is missing
-    return {**{name: value for name, value in own.items() if name not in saved and name != margin}, **saved}
+    if any(name.startswith(POST_PROCESSOR) for name in saved):
+        own.pop(f"{POST_PROCESSOR}margin", None)
+    return {**own, **saved}
 
 
 def discard(checkpoint: dict[str, Any], model: LightningModule) -> None:

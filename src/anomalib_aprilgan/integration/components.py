@@ -15,7 +15,7 @@ from torch import nn
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
 
-__all__ = ["components_to_restore", "write_components"]
+__all__ = ["check_components", "components_to_restore", "write_components"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +44,8 @@ def write_components(checkpoint: dict[str, Any], model: AnomalibModule) -> None:
     }
 
 
-def components_to_restore(
-    checkpoint: Mapping[str, Any], model: AnomalibModule, given: Collection[str]
-) -> dict[str, Any]:
-    """Return what anomalib should restore of pre- and post-processor, as it is saved in a checkpoint.
-
-    A component that was passed as an argument stays as it is. Metrics are no part of a checkpoint.
+def check_components(checkpoint: Mapping[str, Any], model: AnomalibModule, given: Collection[str]) -> None:
+    """Compare the components in a checkpoint with those of a model, before anything is restored.
 
     Args:
         checkpoint: The checkpoint.
@@ -60,65 +56,53 @@ def components_to_restore(
         ValueError: If the checkpoint was made with a pre-processor that it cannot hold, and none was passed.
     """
     classes = checkpoint.get(COMPONENTS_KEY, {})
-    enabled = dict(checkpoint.get("anomalib_components_enabled", {}))
-    configs = {name: checkpoint.get(f"anomalib_{name}_config") for name in ("pre_processor", "post_processor")}
-    restored: dict[str, Any] = {}
-    for name in ("pre_processor", "post_processor"):
-        if name in given:
-            enabled.pop(name, None)
-            if name == "pre_processor":
-                _warn_of_other_transform(model.pre_processor, configs[name])
-        elif enabled.get(name, True):
-            restored[f"anomalib_{name}_config"] = configs[name]
-        else:
-            _disable(getattr(model, name))
-    own_options = isinstance(model.post_processor, AprilGanPostProcessor)  # it knows which of its options were passed
-    if "post_processor" in given and own_options and configs["post_processor"] is not None:
-        restored["anomalib_post_processor_config"] = configs["post_processor"]
-    if "visualizer" in given:
-        enabled.pop("visualizer", None)
-    enabled.pop("evaluator", None)
-    restored["anomalib_components_enabled"] = enabled
-    if "pre_processor" not in given:
-        _refuse_lost_pre_processor(classes)
-    saved = classes.get("post_processor")
-    if "post_processor" not in given and saved not in {None, _name_of(AprilGanPostProcessor)}:
-        logger.warning(
-            "The checkpoint was made with the post-processor %s. Its thresholds and options are used by %s; pass "
-            "`post_processor` to use another one.",
-            saved,
-            AprilGanPostProcessor.__name__,
+    pre_processor, post_processor = classes.get("pre_processor"), classes.get("post_processor")
+    is_known = pre_processor in {None, _name_of(AprilGanPreProcessor), _name_of(PreProcessor)}
+    if "pre_processor" not in given and not (is_known and classes.get("pre_processor_is_whole", True)):
+        msg = (
+            f"The checkpoint was made with a pre-processor ({pre_processor}) that a checkpoint cannot hold. Pass it as "
+            "`pre_processor`, for instance AprilGan.load_from_checkpoint(path, pre_processor=...)."
         )
-    return restored
-
-
-def _warn_of_other_transform(pre_processor: nn.Module | None, saved: Mapping[str, Any] | None) -> None:
-    """Say that a calibration may not hold, if the pre-processor that was passed is not the one of the checkpoint."""
-    config = pre_processor.checkpoint_config() if isinstance(pre_processor, PreProcessor) else None
-    if (config or {}).get("transform") != (saved or {}).get("transform"):
+        raise ValueError(msg)
+    saved = checkpoint.get("anomalib_pre_processor_config") or {}
+    passed = model.pre_processor.checkpoint_config() if isinstance(model.pre_processor, PreProcessor) else {}
+    if "pre_processor" in given and passed.get("transform") != saved.get("transform"):
         logger.warning(
             "The pre-processor that was passed differs from the checkpoint's: its thresholds and memory banks may not "
             "fit. Validate again, and draw the reference images anew."
         )
-
-
-def _refuse_lost_pre_processor(classes: Mapping[str, Any]) -> None:
-    saved = classes.get("pre_processor")
-    is_known = saved in {None, _name_of(AprilGanPreProcessor), _name_of(PreProcessor)}
-    if not (is_known and classes.get("pre_processor_is_whole", True)):
-        msg = (
-            f"The checkpoint was made with a pre-processor ({saved}) that a checkpoint cannot hold. Pass it as "
-            "`pre_processor`, for instance AprilGan.load_from_checkpoint(path, pre_processor=...)."
+    if "post_processor" not in given and post_processor not in {None, _name_of(AprilGanPostProcessor)}:
+        logger.warning(
+            "The checkpoint was made with the post-processor %s. Its thresholds and options are used by %s; pass "
+            "`post_processor` to use another one.",
+            post_processor,
+            AprilGanPostProcessor.__name__,
         )
-        raise ValueError(msg)
 
 
-def _disable(component: nn.Module | None) -> None:
-    """Switch a component off that may be a callback of a running trainer already."""
-    if isinstance(component, PreProcessor):
-        component.transform = component.export_transform = None
-    if isinstance(component, PostProcessor):
-        component.enable_normalization = component.enable_thresholding = False
+def components_to_restore(
+    checkpoint: Mapping[str, Any], model: AnomalibModule, given: Collection[str]
+) -> dict[str, Any]:
+    """Return the parts of a checkpoint that anomalib should restore of the components.
+
+    A component that was passed as an argument stays as it is; of :class:`AprilGanPostProcessor`, the options that were
+    not passed come from the checkpoint. Metrics are no part of a checkpoint.
+
+    Args:
+        checkpoint: The checkpoint.
+        model: The model.
+        given: Names of the components that were passed as arguments.
+    """
+    names = {"pre_processor", "post_processor"} - set(given)
+    if isinstance(model.post_processor, AprilGanPostProcessor):
+        names.add("post_processor")
+    keys = {f"anomalib_{name}_config" for name in names}
+    enabled = checkpoint.get("anomalib_components_enabled", {})
+    stay = {*given, "evaluator"}
+    return {
+        **{key: checkpoint[key] for key in keys if checkpoint.get(key) is not None},
+        "anomalib_components_enabled": {name: value for name, value in enabled.items() if name not in stay},
+    }
 
 
 def _class_of(component: nn.Module | None) -> str | None:

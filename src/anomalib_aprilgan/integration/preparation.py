@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from anomalib.data import AnomalibDataModule
+from anomalib.post_processing import PostProcessor
 from torch import Tensor, nn
 
 from anomalib_aprilgan.integration import runs
@@ -45,7 +46,7 @@ class Preparable(Protocol):
         """What the user asked for."""
 
 
-def prepare(module: Preparable, datamodule: AnomalibDataModule | None = None) -> None:
+def prepare(module: Preparable, datamodule: AnomalibDataModule | None = None, *, only_missing: bool = False) -> None:
     """Set a model up for what its arguments, its record and the datamodule say, where that changes anything.
 
     If anything changes that scores depend on, the calibration is reset. Other threads wait meanwhile.
@@ -53,20 +54,22 @@ def prepare(module: Preparable, datamodule: AnomalibDataModule | None = None) ->
     Args:
         module: The model.
         datamodule: A datamodule. ``None``: that of the present run, if there is one.
+        only_missing: Do not use the datamodule if class and reference images are set up.
 
     Raises:
         ValueError: If there are too few reference images or one cannot be read, or if adapters do not fit.
         RuntimeError: If reference images are asked for and there is nothing to draw them from, or if published adapters
             cannot be downloaded.
     """
-    trainer = runs.running_trainer(module)
+    trainer, model = runs.running_trainer(module), module.model
     datamodule = datamodule or runs.datamodule_of(trainer)
-    model, arguments = module.model, module.arguments
-    if model.method.projection == "clip":
-        arguments = replace(arguments, adapter=None)
     with model.state.locked():
-        current = model.state.record
-        data = runs.describe(datamodule, with_files=_may_draw_from_datamodule(arguments, current.references))
+        arguments, current = module.arguments, model.state.record
+        if model.method.projection == "clip":
+            arguments = replace(arguments, adapter=None)
+        if only_missing and current.class_name is not None and (model.is_few_shot or not arguments.k_shot):
+            datamodule = None
+        data = runs.describe(datamodule)
         wanted = resolve(arguments, current, data, runs.seed_of(trainer), model.backbone, _list_images)
         if wanted == current and data is None:
             return
@@ -147,17 +150,21 @@ def add_references(module: Preparable, source: str | Path) -> None:
 def reset_calibration(module: Preparable) -> None:
     """Reset thresholds and ranges, and say so if they were those of a validation set."""
     post_processor = module.post_processor
-    if isinstance(post_processor, AprilGanPostProcessor):
-        if post_processor.is_calibrated:
+    with module.model.state.locked():
+        if isinstance(post_processor, PostProcessor) and _is_calibrated(post_processor):
             logger.warning("The setup has changed: thresholds and ranges are reset. Validate again to renew them.")
-        post_processor.reset_calibration(module.model.largest_map_value)
-    module.model.reset_calibration()
+        if isinstance(post_processor, AprilGanPostProcessor):
+            post_processor.reset_calibration(module.model.largest_map_value)
+        elif isinstance(post_processor, PostProcessor):
+            for buffer in post_processor.buffers(recurse=False):
+                buffer.fill_(float("nan"))  # anomalib's value before a validation
+        module.model.reset_calibration()
 
 
-def _may_draw_from_datamodule(arguments: Arguments, references: References) -> bool:
-    """Whether the normal images of a datamodule may be needed; to list them, it must be set up."""
-    are_missing = arguments.k_shot != references.k_shot or references.origin in {"default", "datamodule"}
-    return bool(arguments.k_shot) and arguments.few_shot_source is None and are_missing
+def _is_calibrated(post_processor: PostProcessor) -> bool:
+    if isinstance(post_processor, AprilGanPostProcessor):
+        return post_processor.is_calibrated
+    return not bool(post_processor.image_threshold.isnan())
 
 
 def _list_images(source: str) -> list[str]:

@@ -13,7 +13,9 @@ from anomalib.data.utils import LabelName
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from torch import nn
 from torch.utils.data import DataLoader
+from torchmetrics import Metric
 
 from anomalib_aprilgan.integration.image_files import check_image_files
 from anomalib_aprilgan.integration.references import normal_training_files
@@ -27,6 +29,7 @@ __all__ = [
     "describe",
     "lacks_validation_split",
     "refuse_during_run",
+    "reset_metrics",
     "running_trainer",
     "seed_of",
     "use_own_dataloader",
@@ -131,27 +134,39 @@ def use_own_dataloader(trainer: Trainer, module: LightningModule) -> None:
     trainer.validate_loop._data_source.instance = module  # noqa: SLF001
 
 
-def describe(datamodule: AnomalibDataModule | None, *, with_files: bool = False) -> Data | None:
+def reset_metrics(*components: nn.Module | None) -> None:
+    """Reset metrics, which may hold the scores of a run that was aborted.
+
+    Args:
+        *components: A post-processor, or the metrics of an evaluator.
+    """
+    for component in components:
+        for metric in component.modules() if component is not None else ():
+            if isinstance(metric, Metric):
+                metric.reset()
+
+
+def describe(datamodule: AnomalibDataModule | None) -> Data | None:
     """Describe a datamodule.
 
     Args:
         datamodule: The datamodule. For one that tests on another one, its ``validation``, that one is described.
-        with_files: Also list the normal images of its training split. It is set up for that if necessary.
 
     Returns:
-        Name, category and images; ``None`` without a datamodule.
+        Name, category and normal images; ``None`` without a datamodule.
     """
     if datamodule is None:
         return None
-    described = getattr(datamodule, "validation", None) or datamodule
+    described: AnomalibDataModule = getattr(datamodule, "validation", None) or datamodule
+
+    def list_normal_images() -> list[str]:
+        if not hasattr(described, "train_data"):
+            described.prepare_data()
+            described.setup()
+        return [str(file) for file in normal_training_files(described)]
+
     known = next((known.__name__ for known in (Visa, MVTecAD) if isinstance(described, known)), described.name)
-    files: tuple[str, ...] = ()
-    if with_files:
-        if not hasattr(datamodule, "train_data"):
-            datamodule.prepare_data()
-            datamodule.setup()
-        files = tuple(map(str, normal_training_files(datamodule)))
-    return Data(known, described.category or "", files)
+    return Data(known, described.category or "", list_normal_images)
 
 
 def check_files(loaders: object) -> None:

@@ -75,12 +75,13 @@ class Data:
     Attributes:
         name: Name of the datamodule, for instance ``"MVTecAD"``.
         category: Its category; empty if it has none.
-        normal_files: The normal images of its training split, in the order of its samples.
+        list_normal_images: Lists the normal images of its training split, in the order of its samples. It is called
+            only if a draw is necessary.
     """
 
     name: str
     category: str = ""
-    normal_files: tuple[str, ...] = ()
+    list_normal_images: Callable[[], Sequence[str]] = tuple
 
     def __str__(self) -> str:
         return f"{self.name}/{self.category}".rstrip("/")
@@ -143,19 +144,21 @@ def _references(
     arguments: Arguments, current: References, data: Data | None, seed: int, list_images: ListImages
 ) -> References:
     source, k_shot = arguments.few_shot_source, arguments.k_shot
-    if k_shot == 0:
-        return current if current.origin == "call" else References()
-    is_as_asked = k_shot in {None, current.k_shot} and source in {None, current.drawn_from}
-    if is_as_asked and (k_shot is None or current.origin not in {"default", "datamodule"}):
+    stays = current.origin in STAYS or (current.origin == "argument" and source == current.drawn_from)
+    is_as_asked = k_shot in {None, current.k_shot, len(current.files)} and source in {None, current.drawn_from}
+    if stays and is_as_asked:
         return current
-    if source is not None and k_shot is not None:
+    if not k_shot:
+        return References()
+    if source is not None:
         return References(tuple(draw(list_images(source), k_shot, seed)), k_shot, source, seed, "argument")
-    if data is not None and k_shot is not None:
-        return References(tuple(draw(data.normal_files, k_shot, seed)), k_shot, str(data), seed, "datamodule")
+    if data is not None:
+        return References(tuple(draw(data.list_normal_images(), k_shot, seed)), k_shot, str(data), seed, "datamodule")
     if k_shot == current.k_shot:
         return current
+    holds = max(current.k_shot, len(current.files))
     msg = (
-        f"k_shot={k_shot} asks for {k_shot} reference images, but the model holds {current.k_shot}, and there is "
+        f"k_shot={k_shot} asks for {k_shot} reference images, but the model holds {holds}, and there is "
         "neither a datamodule with a training split nor `few_shot_source` to draw them from. Pass one of the two, or "
         "a checkpoint with that many. (anomalib hands a datamodule to an OpenVINO export alone, not to exports to "
         "torch and ONNX.)"

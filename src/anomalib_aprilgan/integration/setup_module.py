@@ -5,6 +5,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from threading import RLock
 from typing import Any, cast
 
 import torch
@@ -20,7 +21,7 @@ from typing_extensions import Self
 from anomalib_aprilgan.integration import checkpoints, preparation, runs
 from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.callbacks import model_callbacks
-from anomalib_aprilgan.integration.components import components_to_restore, write_components
+from anomalib_aprilgan.integration.components import check_components, components_to_restore, write_components
 from anomalib_aprilgan.integration.metrics import paper_evaluator
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
@@ -29,6 +30,10 @@ from anomalib_aprilgan.method.setup import Setup
 from anomalib_aprilgan.torch_model import AprilGanModel
 
 __all__ = ["SetupModule"]
+
+
+_MAKING = RLock()
+"""Held while a plain model is made, so that several threads get the same one."""
 
 
 class SetupModule(LightningModule):
@@ -57,24 +62,27 @@ class SetupModule(LightningModule):
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         """Make the plain model when it is used for the first time."""
-        if name == "model" and "_blueprint" in self.__dict__ and "model" not in self._modules:
-            self._make_model()
+        if name == "model" and "_blueprint" in self.__dict__:
+            with _MAKING:
+                if "model" not in self._modules:
+                    self._make_model()
         return super().__getattr__(name)
 
     def _make_model(self, saved: dict[str, Any] | None = None) -> None:
         """Make the plain model, with the architecture of a checkpoint where no argument says otherwise."""
         adapter = self.adapter if saved is None and self.adapter != AUTO_ADAPTER else None
         made = cast("AprilGanModel | None", self._modules.get("model"))
-        model = self._blueprint.make(saved, made, adapter)
-        if model is not made:
-            self.model = model.to(device=self.device, dtype=cast("torch.dtype", self.dtype))
+        with torch.inference_mode(mode=False):  # a run may be what uses the model first
+            model = self._blueprint.make(saved, made, adapter)
+            if model is not made:
+                self.model = model.to(device=self.device, dtype=cast("torch.dtype", self.dtype)).train(self.training)
         if isinstance(self.pre_processor, AprilGanPreProcessor) and "pre_processor" not in self._given_components:
             self.pre_processor.resize_to(model.image_size)
 
     @property
     def arguments(self) -> Arguments:
         """What the user asked for, by arguments or by attributes that were set later."""
-        source = None if self.few_shot_source is None else str(self.few_shot_source)
+        source = None if self.few_shot_source is None else str(Path(self.few_shot_source).expanduser().absolute())
         return Arguments(self.class_name, None if self.adapter is None else str(self.adapter), self.k_shot, source)
 
     @property
@@ -106,8 +114,7 @@ class SetupModule(LightningModule):
 
     def ensure_prepared(self, datamodule: AnomalibDataModule | None = None) -> None:
         """Prepare what is missing, for instance before an export. What is set up stays, whatever the datamodule is."""
-        is_prepared = self.model.class_name is not None and (self.model.is_few_shot or not self.k_shot)
-        preparation.prepare(self, None if is_prepared else datamodule)
+        preparation.prepare(self, datamodule, only_missing=True)
 
     def ensure_adapters(self) -> None:
         """Load the adapters that the arguments ask for, if they are not in use."""
@@ -207,10 +214,14 @@ class SetupModule(LightningModule):
         if trainer is not None and trainer.ckpt_path is None:
             checkpoints.discard(checkpoint, self)
             return
-        self._make_model(checkpoints.saved_architecture(checkpoints.saved_state(checkpoint)))
-        super().on_load_checkpoint(
-            components_to_restore(checkpoint, cast("AnomalibModule", self), self._given_components)
-        )
+        architecture, module = checkpoints.saved_architecture(checkpoints.saved_state(checkpoint)), cast("Any", self)
+        check_components(checkpoint, module, self._given_components)
+        self._make_model(architecture)
+        if "pre_processor" not in self._given_components:  # an earlier checkpoint may have replaced it
+            self.pre_processor = AprilGanPreProcessor(self.model.image_size)
+        if "post_processor" not in self._given_components:
+            self.post_processor = self.configure_post_processor()
+        super().on_load_checkpoint(components_to_restore(checkpoint, module, self._given_components))
         datamodule = runs.datamodule_of(trainer)
         if datamodule is not None:  # its workers resize images as the pre-processor does
             datamodule.setup(self.trainer.state.fn)
@@ -218,11 +229,14 @@ class SetupModule(LightningModule):
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401
         """Load a state. Metrics are no part of it; of another post-processor, what both have in common is taken.
 
-        Thresholds and ranges are reset if the state was calibrated with another image size or other method options.
+        Thresholds and ranges are reset if the state has none, or was calibrated with another image size or other method
+        options.
         """
-        loaded = super().load_state_dict(
-            checkpoints.fitted_state(state_dict, cast("AnomalibModule", self)), strict, assign
-        )
-        if not checkpoints.is_calibrated_for(state_dict, self.model):
+        extra_state = state_dict.get(checkpoints.STATE_KEY)
+        if extra_state is not None and "model" not in self._modules:
+            self._make_model(checkpoints.saved_architecture(extra_state))
+        module = cast("AnomalibModule", self)
+        loaded = super().load_state_dict(checkpoints.fitted_state(state_dict, module), strict, assign)
+        if not checkpoints.is_calibrated_for(state_dict, module):
             preparation.reset_calibration(self)
         return loaded

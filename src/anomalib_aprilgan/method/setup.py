@@ -17,8 +17,9 @@ Origin = Literal["default", "datamodule", "argument", "call", "checkpoint"]
 """Origin of a part of a setup.
 
 ``"default"``: the default value. ``"datamodule"``: the datamodule of a run; another datamodule replaces the value.
-``"argument"``: an argument of ``AprilGan``. ``"call"``: a method call such as ``model.setup`` or ``switch_to``, or
-training. ``"checkpoint"``: a checkpoint. A datamodule does not replace values of the last three origins.
+``"argument"``: an argument of ``AprilGan``, which holds as long as it is given. ``"call"``: a method call such as
+``model.setup`` or ``switch_to``, or training. ``"checkpoint"``: a checkpoint. A datamodule does not replace values of
+the last three origins.
 """
 
 
@@ -108,7 +109,7 @@ class Setup:
         return replace(
             self,
             class_origin=_from_checkpoint(self.class_origin),
-            adapter_origin="checkpoint",  # each file contains adapters
+            adapter_origin=_from_checkpoint("call" if self.adapter or self.trained_on else self.adapter_origin),
             references=replace(self.references, origin=_from_checkpoint(self.references.origin)),
         )
 

@@ -131,9 +131,11 @@ class SetupState(nn.Module):
             for bank, stage in zip(self.banks, tokens, strict=True):
                 bank.add(stage)
 
-    def _load_from_state_dict(self, *args: Any) -> None:  # noqa: ANN401
-        self.text_features, self.map_range = torch.empty_like(self.text_features), torch.empty_like(self.map_range)
-        super()._load_from_state_dict(*args)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
+        for name in ("text_features", "map_range"):
+            if prefix + name in state_dict:  # values are copied into a tensor that no other thread reads yet
+                setattr(self, name, torch.empty_like(getattr(self, name)))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the lock, which cannot be pickled."""

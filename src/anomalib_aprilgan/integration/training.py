@@ -1,0 +1,85 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Training of the adapters (arXiv 2305.17382, section 4.1)."""
+
+import logging
+from typing import Any, cast
+
+from anomalib.data import AnomalibDataModule, Batch
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from anomalib_aprilgan.integration import preparation, runs
+from anomalib_aprilgan.integration.setup import ANY_CLASS
+from anomalib_aprilgan.method.losses import adapter_loss
+from anomalib_aprilgan.torch_model import AprilGanModel
+
+__all__ = ["check_training_data", "class_of_training", "compute_loss", "make_optimizer", "training_data"]
+
+logger = logging.getLogger(__name__)
+
+
+def make_optimizer(model: AprilGanModel, learning_rate: float, trainer: Trainer | None) -> Optimizer:
+    """Make the paper's optimizer. Adapters that were never trained get weights by the seed of the command line.
+
+    Args:
+        model: The model.
+        learning_rate: Learning rate.
+        trainer: The trainer of the run, if there is one.
+
+    Raises:
+        ValueError: If the model has no adapters.
+    """
+    if model.method.projection == "clip":
+        msg = "Expected `projection` to be 'adapters' for training, but got 'clip', which has no weights to train."
+        raise ValueError(msg)
+    seed = runs.command_line_seed(trainer)
+    if trainer is not None and seed is not None and trainer.ckpt_path is None and not model.trained_on:
+        model.reset_adapters(seed)  # they were made before the command line's seed was known
+    return Adam(model.adapters.parameters(), lr=learning_rate, betas=(0.5, 0.999))
+
+
+def training_data(datamodule: AnomalibDataModule | None) -> tuple[str, ...]:
+    """Name the data sets and categories that a datamodule trains on; empty if it is unknown."""
+    names: tuple[str, ...] | None = getattr(datamodule, "trained_on", None)  # of an AuxiliaryDataModule
+    if names is not None:
+        return names
+    return () if datamodule is None else (str(runs.describe(datamodule)),)
+
+
+def check_training_data(datamodule: AnomalibDataModule | None) -> None:
+    """Warn of training data without anomalies, and of validation data that are trained on."""
+    if hasattr(datamodule, "trained_on"):
+        preparation.warn_of_overlap(training_data(datamodule), runs.describe(getattr(datamodule, "validation", None)))
+        return
+    logger.warning(
+        "The adapters are trained on %s, whose training images are normal. They learn from abnormal images with masks: "
+        "wrap the datamodule in an AuxiliaryDataModule.",
+        ", ".join(training_data(datamodule)) or "a dataloader",
+    )
+
+
+def class_of_training(class_name: str | None, datamodule: AnomalibDataModule | None) -> str:
+    """Return the class of training images that bring no class names: the argument, else the category."""
+    data = runs.describe(datamodule)
+    return class_name or (data.category if data is not None else "") or ANY_CLASS
+
+
+def compute_loss(model: AprilGanModel, batch: Batch[Any], text_features: Tensor) -> Tensor:
+    """Compute focal plus dice loss, summed over the stages.
+
+    Args:
+        model: The model.
+        batch: Images with masks.
+        text_features: Shape ``(2, D)``, or ``(N, 2, D)`` if each image has its own class.
+
+    Raises:
+        ValueError: If the images have no masks.
+    """
+    if batch.gt_mask is None:
+        msg = "Expected training images with masks, but got none. Train on an AuxiliaryDataModule with masks."
+        raise ValueError(msg)
+    stages = model.stage_maps(cast("Tensor", batch.image), text_features)
+    return adapter_loss(stages, batch.gt_mask.as_subclass(Tensor))
