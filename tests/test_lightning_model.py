@@ -4,13 +4,13 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from anomalib import LearningType
-from anomalib.data import Folder, InferenceBatch, MVTecAD, Visa
+from anomalib.data import Folder, ImageBatch, InferenceBatch, MVTecAD, PredictDataset, Visa
 from anomalib.engine import Engine
 from anomalib.post_processing import PostProcessor
 from anomalib.visualization import ImageVisualizer
@@ -18,6 +18,7 @@ from lightning import seed_everything
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from anomalib_aprilgan import AprilGan, AprilGanModel, AuxiliaryDataModule
 from anomalib_aprilgan.files.published import PUBLISHED
@@ -690,6 +691,33 @@ def test_damaged_data_are_named_before_anything_starts(
         start()
 
 
+def test_damaged_masks_are_named_before_anything_starts(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine], tmp_path: Path, sample_root: Path
+) -> None:
+    """In a test, in auxiliary training, and in the validation of a training."""
+    root = Path(shutil.copytree(sample_root, tmp_path / "data"))
+    training = AuxiliaryDataModule(source=data(sample_root), validation=data(root, "coins"), num_workers=0)
+    starts: list[Callable[[], object]] = [
+        lambda: engine().test(make_lightning_model(), datamodule=data(root, "coins")),
+        lambda: train(make_lightning_model(adapter=None), engine, root, 1),
+        lambda: engine(max_epochs=1, num_sanity_val_steps=0).fit(
+            make_lightning_model(adapter=None), datamodule=training
+        ),
+        lambda: engine(max_epochs=1, num_sanity_val_steps=1).fit(
+            make_lightning_model(adapter=None), datamodule=training
+        ),
+    ]
+    mask = root / "coins" / "ground_truth" / "stain" / "001_mask.png"
+    whole = mask.read_bytes()
+    for start in starts:
+        mask.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match=r"ground_truth/stain/001_mask\.png is damaged or no image"):
+            start()
+        Image.new("L", (64, 32)).save(mask)
+        with pytest.raises(ValueError, match=r"001_mask\.png is 64 x 32 pixels .*its image is 64 x 64"):
+            start()
+
+
 def test_untrained_adapters_give_a_warning(
     make_lightning_model: MakeModel,
     engine: Callable[..., Engine],
@@ -717,6 +745,64 @@ def test_an_exported_torch_model_gives_the_same_scores_as_the_engine(
         assert float(prediction.pred_score) == pytest.approx(score, abs=1e-5)
         assert bool(prediction.pred_label) == label
         assert torch.allclose(prediction.anomaly_map[0], anomaly_map, atol=1e-5)
+
+
+def test_images_of_all_precisions_are_scored_and_wrong_ones_refused(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine]
+) -> None:
+    """In memory and in an exported torch file."""
+    model = make_lightning_model(class_name="bottle")
+    exported = torch.load(engine().export(model, export_type="torch"), weights_only=False)["model"].eval()
+    pixels = torch.randint(0, 256, (2, 3, 80, 50), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for called in (model, exported):
+        expected = called(pixels / 255)
+        for given in (pixels, (pixels / 255).half(), (pixels / 255).double()):
+            found = called(given)
+            assert torch.equal(found.anomaly_map, expected.anomaly_map)
+            assert torch.equal(found.pred_score, expected.pred_score)
+        for wrong in (
+            pixels.float(),
+            pixels[:, :1],
+            torch.cat([pixels, pixels[:, :1]], dim=1),
+            pixels / 0,
+            pixels.int(),
+        ):
+            with pytest.raises(ValueError, match=r"^Expected argument `batch` to .*but got"):
+                called(wrong)
+
+
+def test_dataloaders_of_images_that_are_not_in_the_unit_interval_are_refused(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine]
+) -> None:
+    for size in (64, 80):
+        batch = ImageBatch(image=torch.rand(2, 3, size, size) * 255)
+        loader = DataLoader(cast("Any", [batch]), batch_size=None)
+        with pytest.raises(ValueError, match=r"`images` to have values in \[0, 1\], but got values from"):
+            engine().predict(make_lightning_model(class_name="bottle"), dataloaders=loader)
+
+
+def test_images_of_several_sizes_in_a_batch_are_refused_or_scored_as_alone(
+    make_lightning_model: MakeModel, engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    """anomalib would resize them to the largest one of the batch. The remedies of the message give the same scores."""
+    model = make_lightning_model(class_name="bottle", visualizer=False)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for number, size in enumerate(((64, 64), (90, 50), (40, 120))):
+        Image.fromarray(noise).resize(size).save(tmp_path / f"{number}.png")
+
+    def scores(batch_size: int, **arguments: Any) -> Tensor:
+        dataset = PredictDataset(tmp_path, **arguments)
+        loader = DataLoader(dataset, batch_size=batch_size, collate_fn=dataset.collate_fn)
+        return torch.cat([batch.pred_score for batch in engine().predict(model, dataloaders=loader)])
+
+    alone = scores(1)
+    with pytest.raises(ValueError, match=r"to have one size, but .*0\.png \(64 x 64\).*`batch_size=1`"):
+        scores(3)
+    torch.testing.assert_close(scores(3, transform=model.pre_processor.resize), alone)
+    (tmp_path / "1.png").unlink()
+    (tmp_path / "2.png").unlink()
+    Image.fromarray(noise[::-1]).save(tmp_path / "3.png")
+    torch.testing.assert_close(scores(2)[:1], alone[:1])
 
 
 @pytest.mark.parametrize("k_shot", [0, 2])

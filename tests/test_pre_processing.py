@@ -104,11 +104,20 @@ def test_an_image_and_its_mask_are_resized_together():
     assert EightBitResize(12)(image, None)[1] is None
 
 
-def test_values_outside_of_the_unit_interval_are_clamped():
+def test_the_overshoot_of_a_bicubic_resize_is_clamped():
     image = torch.full((3, 20, 20), 1.2)
     image[:, :, 10:] = -0.2
     found = EightBitResize(10)(image)
     assert (found.min(), found.max()) == (0, 1)
+
+
+def test_values_far_outside_of_the_unit_interval_are_refused():
+    """They would be clamped to white; also where the image has the right size already."""
+    image = random_bytes(3, 20, 20) / 255
+    for wrong in (image * 255, image * 4 - 2, torch.where(image > 0.5, float("nan"), image), image / 0):
+        for size in (10, 20):
+            with pytest.raises(ValueError, match=r"`images` to have values in \[0, 1\], but got values from"):
+                EightBitResize(size)(wrong)
 
 
 def test_grey_images_are_resized_by_torchvision():
@@ -151,6 +160,50 @@ def test_masks_are_not_normalised():
 
 def test_forward_is_the_transform():
     pre_processor, images = AprilGanPreProcessor(12), random_bytes(2, 3, 20, 30) / 255
+    assert torch.equal(pre_processor(images), pre_processor.transform(images))
+
+
+def test_forward_takes_floats_of_any_precision_and_8_bit_integers():
+    for size in (12, 20):  # resized, and of the right size already
+        images = random_bytes(2, 3, 20, 20)
+        expected = AprilGanPreProcessor(size)(images / 255)
+        for given in (images, (images / 255).half(), (images / 255).double(), tv_tensors.Image(images)):
+            found = AprilGanPreProcessor(size)(given)
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found.as_subclass(torch.Tensor), expected, atol=2e-3, rtol=0)
+        assert torch.equal(AprilGanPreProcessor(size)(images), expected)
+
+
+def test_forward_refuses_what_is_no_batch_of_rgb_images():
+    """It names the argument, what came instead, and what to do. Values are never clamped to white."""
+    images = random_bytes(2, 3, 20, 30) / 255
+    wrong = {
+        r"shape \(2, 4, 20, 30\).*images\[:, :3\]": torch.cat([images, images[:, :1]], dim=1),
+        r"shape \(2, 1, 20, 30\).*expand": images[:, :1],
+        r"shape \(3, 20, 30\).*image\[None\]": images[0],
+        r"shape \(2, 20, 30, 3\).*permute": images.permute(0, 2, 3, 1),
+        r"shape \(0, 3, 20, 30\)": images[:0],
+        r"torch\.int64\. Convert": (images * 255).long(),
+        r"torch\.bool\. Convert": images > 0.5,
+        r"ndarray": images.numpy(),
+        r"values from 0 to 255\. Divide": images * 255,
+        r"values from 0 to 1\.1\. ": images * 1.1,
+        r"values from -1 to 1\. ": images * 2 - 1,
+        r"values from nan to nan\..*replace NaN": torch.where(images > 0.99, float("nan"), images),
+        r"values from 0 to inf\. ": torch.where(images > 0.99, float("inf"), images),
+    }
+    for size in (12, 20):
+        for message, given in wrong.items():
+            with pytest.raises(ValueError, match=rf"^Expected argument `batch` to .* but got .*{message}"):
+                AprilGanPreProcessor(size)(given)
+
+
+def test_a_transform_of_the_user_gets_the_images_unchanged():
+    pre_processor = AprilGanPreProcessor(12)
+    pre_processor.transform = pre_processor.export_transform = Compose(
+        [Resize((12, 12)), Normalize([127.0] * 3, [50.0] * 3)]
+    )
+    images = random_bytes(2, 3, 20, 30).float()
     assert torch.equal(pre_processor(images), pre_processor.transform(images))
 
 

@@ -394,6 +394,37 @@ def test_images_of_another_shape_are_refused(make_model, shape, call):
     assert str(shape) in str(error.value)
 
 
+def test_images_that_are_not_normalised_are_refused(make_model):
+    model = set_class(make_model(), random_features())
+    images = random_images()
+    wrong = {"uint8": (images * 20).to(torch.uint8), "int64": images.long(), "[0, 255]": images.abs() * 255}
+    wrong |= {str(value): torch.where(images > 1, value, images) for value in (float("nan"), float("inf"), -100.0)}
+    calls = {
+        "images": [model, lambda given: model.stage_maps(given, random_features())],
+        "reference_images": [model.encode_references],
+    }
+    for name, functions in calls.items():
+        for call in functions:
+            call(images)
+            for case, given in wrong.items():
+                with pytest.raises(ValueError, match=rf"`{name}` to be floats that are normalised.*but got") as error:
+                    call(given)
+                assert "pre-processor" in str(error.value), case
+            with pytest.raises(ValueError, match=rf"`{name}` to be a tensor of shape .* but got ndarray"):
+                call(images.numpy())
+
+
+def test_images_are_converted_to_the_precision_of_the_model(make_model):
+    model = set_class(make_model(), random_features())
+    images = random_images().half()  # so that all precisions hold the same values
+    expected = model(images.float())
+    for dtype in (torch.half, torch.double):
+        found = model(images.to(dtype))
+        assert found.anomaly_map.dtype == torch.float32
+        assert torch.equal(found.anomaly_map, expected.anomaly_map)
+        assert torch.equal(found.pred_score, expected.pred_score)
+
+
 @pytest.mark.parametrize("shape", WRONG_SHAPES, ids=str)
 def test_reference_images_of_another_shape_are_refused(make_model, shape):
     model = make_model()

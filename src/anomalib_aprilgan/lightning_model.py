@@ -26,7 +26,6 @@ from anomalib_aprilgan.integration.calibration import MapRange
 from anomalib_aprilgan.integration.finite_scores import refuse_non_finite_scores
 from anomalib_aprilgan.integration.post_processing import snapshot
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
-from anomalib_aprilgan.integration.references import check_image_files
 from anomalib_aprilgan.integration.setup import AUTO_ADAPTER
 from anomalib_aprilgan.integration.setup_module import SetupModule
 from anomalib_aprilgan.method.architecture import AUTO
@@ -183,7 +182,8 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
 
     def on_train_start(self) -> None:
         """Check all files before the first step."""
-        check_image_files(runs.image_files(self.trainer.train_dataloader))
+        runs.check_files(self.trainer.train_dataloader)
+        runs.check_files(self.trainer.val_dataloaders)
         training.check_training_data(runs.datamodule_of(self.trainer))
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Batch[Any], batch_idx: int) -> None:
@@ -225,19 +225,21 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         runs.reset_metrics(self.post_processor, evaluator.val_metrics if evaluator else None)
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._prepare_for(self.trainer.val_dataloaders)
+        elif self.trainer.sanity_checking:  # reads images before `on_train_start`
+            runs.check_files(self.trainer.val_dataloaders)
 
     def on_test_start(self) -> None:
-        """Prepare the model; check all files before the first is scored."""
+        """Prepare the model; check all images and masks before the first is scored."""
         evaluator = cast("Evaluator | None", self.evaluator)
         runs.reset_metrics(evaluator.test_metrics if evaluator else None)
         self._prepare_for(self.trainer.test_dataloaders)
 
     def on_predict_start(self) -> None:
-        """Prepare the model; check all files before the first is scored."""
+        """Prepare the model; check all images and masks before the first is scored."""
         self._prepare_for(self.trainer.predict_dataloaders)
 
     def _prepare_for(self, loaders: object) -> None:
-        check_image_files(runs.image_files(loaders))
+        runs.check_files(loaders)
         self.prepare()
 
     def validation_step(self, batch: Batch[Any], *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
@@ -292,10 +294,19 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         return float(image_score(zero, zero, self.model.map_range)) if self.model.is_few_shot else 0.0
 
     def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:  # noqa: ANN401
-        """Score float images of any size in [0, 1], shape ``(N, 3, h, w)``, as exported models do.
+        """Score images of any size, as exported models do.
 
         Several threads may call it while others call :meth:`switch_to` or :meth:`add_references`: each call uses one
         setup from beginning to end.
+
+        Args:
+            batch: RGB images of shape ``(N, 3, h, w)``: floats of any precision in [0, 1], or 8-bit integers. A
+                pre-processor of your own gets them unchanged.
+            *args: Unused.
+            **kwargs: Unused.
+
+        Raises:
+            ValueError: If the images have another shape or type, values outside of [0, 1], or NaN.
         """
         self.ensure_prepared()
         if torch.compiler.is_compiling():  # exported graphs hold one setup

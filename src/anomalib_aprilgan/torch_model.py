@@ -114,6 +114,7 @@ class AprilGanModel(FewShotClip):
             all reference stages, each in [0, 2], divided by the same number of stages.
 
         Raises:
+            ValueError: If the images have another shape, contain NaN, or are not normalised.
             RuntimeError: If no class was set up.
         """
         tensors = tensors or self.state.tensors()
@@ -131,7 +132,7 @@ class AprilGanModel(FewShotClip):
         Raises:
             RuntimeError: If no class was set up, or if ``map_stages=()`` and the memory banks are empty.
         """
-        self._check_images("images", images)
+        images = self._checked("images", images)
         if text_features is None:
             self._require_class()
             text_features = tensors.text_features
@@ -160,7 +161,7 @@ class AprilGanModel(FewShotClip):
         Returns:
             Per stage, the probabilities of both states, shape ``(N, 2, image_size, image_size)``.
         """
-        self._check_images("images", images)
+        images = self._checked("images", images)
         tokens = self.clip.encode_image(images, self.layers).tokens
         with full_precision(images.device):
             return self._stage_maps(tokens, text_features, self.layers)

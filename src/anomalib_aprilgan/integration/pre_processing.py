@@ -21,14 +21,22 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+OVERSHOOT = 0.5
+"""How far images that were resized with a bicubic filter may leave [0, 1]."""
+
+
 class EightBitResize(Resize):
     """Resizes images like PIL in 8 bits (bicubic), and masks bilinear with a threshold of 0.5.
 
     anomalib reads images as floats. Resized as floats, they would differ from the authors' images by up to 0.24 in
-    normalised units. An image or mask that already has the right size is returned unchanged.
+    normalised units. An image or mask that already has the right size is returned unchanged. Values of float images lie
+    in [0, 1]; the overshoot of an earlier bicubic resize is clamped.
 
     Args:
         size: Height and width in pixels.
+
+    Raises:
+        ValueError: If a float RGB image has values far outside of [0, 1], or NaN.
     """
 
     def __init__(self, size: int) -> None:
@@ -40,9 +48,12 @@ class EightBitResize(Resize):
             return super().transform(inpt, params)
         if torch.compiler.is_compiling():
             return self._resize_in_graph(inpt)
+        is_mask = isinstance(inpt, tv_tensors.Mask)
+        if not is_mask and inpt.is_floating_point() and inpt.shape[-3] == 3:  # noqa: PLR2004
+            _check_range("images", inpt, OVERSHOOT)
         if tuple(inpt.shape[-2:]) == tuple(self.size):
             return inpt
-        if isinstance(inpt, tv_tensors.Mask):
+        if is_mask:
             return tv_tensors.wrap(self._resize_mask(inpt.as_subclass(Tensor)), like=inpt)
         if inpt.shape[-3] != 3:  # noqa: PLR2004
             return super().transform(inpt, params)
@@ -91,6 +102,29 @@ class AprilGanPreProcessor(PreProcessor):
             self.transform = self.export_transform = _default_transform(image_size)
         self.image_size = image_size
 
+    def forward(self, batch: Tensor) -> Tensor:
+        """Pre-process raw images for inference.
+
+        A transform of your own gets the images unchanged. In exported graphs nothing is checked or converted.
+
+        Args:
+            batch: RGB images of shape ``(N, 3, h, w)``: floats of any precision in [0, 1], or 8-bit integers.
+
+        Returns:
+            Normalised float images of shape ``(N, 3, image_size, image_size)``.
+
+        Raises:
+            ValueError: If the images have another shape or type, or values outside of [0, 1].
+        """
+        if not torch.compiler.is_compiling() and self._has_default_transform:
+            batch = _to_unit_floats(batch)
+        return super().forward(batch)
+
+    @property
+    def resize(self) -> EightBitResize:
+        """The resizing alone, as a transform for a dataset whose images have several sizes."""
+        return EightBitResize(self.image_size)
+
     @property
     def _has_default_transform(self) -> bool:
         parts: list[Any] = list(getattr(self.transform, "transforms", ()))
@@ -117,3 +151,36 @@ class AprilGanPreProcessor(PreProcessor):
 
 def _default_transform(image_size: int) -> Compose:
     return Compose([EightBitResize(image_size), Normalize(mean=CLIP_MEAN, std=CLIP_STD)])
+
+
+def _to_unit_floats(images: object) -> Tensor:
+    """Convert raw images to floats in [0, 1]; refuse what is no batch of RGB images."""
+    expected = "RGB images of shape (N, 3, height, width), with floats in [0, 1] or 8-bit integers (torch.uint8)"
+    if not isinstance(images, Tensor):
+        msg = f"Expected argument `batch` to be a tensor with {expected}, but got {type(images).__name__}."
+        raise ValueError(msg)  # noqa: TRY004  # one kind of error for all arguments
+    if images.ndim != 4 or images.shape[1] != 3 or not images.numel():  # noqa: PLR2004
+        msg = (
+            f"Expected argument `batch` to be {expected}, but got shape {tuple(images.shape)}. Add the dimension of a "
+            "single image with `image[None]`, repeat the channel of grey images with `images.expand(-1, 3, -1, -1)`, "
+            "drop the alpha channel of RGBA images with `images[:, :3]`, and move channels that come last with "
+            "`images.permute(0, 3, 1, 2)`."
+        )
+        raise ValueError(msg)
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    if not images.is_floating_point():
+        msg = f"Expected argument `batch` to be {expected}, but got {images.dtype}. Convert the images."
+        raise ValueError(msg)
+    _check_range("batch", images, 0.5 / 255)  # what rounds to 0 or 255 is not changed by clamping
+    return images.float()
+
+
+def _check_range(name: str, images: Tensor, tolerance: float) -> None:
+    low, high = (float(value) for value in torch.aminmax(images.detach().as_subclass(Tensor)))
+    if not (-tolerance <= low and high <= 1 + tolerance):  # also refuses NaN
+        msg = (
+            f"Expected argument `{name}` to have values in [0, 1], but got values from {low:.6g} to {high:.6g}. Divide "
+            "8-bit values by 255, do not normalise the images, and replace NaN."
+        )
+        raise ValueError(msg)

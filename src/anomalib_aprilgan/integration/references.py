@@ -10,16 +10,14 @@ from typing import TypeVar
 import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import LabelName, read_image
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-__all__ = ["check_image_files", "draw", "files_in_source", "normal_training_files", "read_references"]
+from anomalib_aprilgan.integration.image_files import check_image_files
+
+__all__ = ["draw", "files_in_source", "normal_training_files", "read_references"]
 
 File = TypeVar("File", str, Path)
-
-DEEP_MODES = ("I", "F")
-"""First letters of PIL's modes with more than 8 bits per channel. Converted to RGB, such images become white."""
 
 
 def files_in_source(source: str | Path, argument: str = "few_shot_source") -> list[Path]:
@@ -135,11 +133,11 @@ def read_references(files: Iterable[Path], transform: Callable[[Tensor], Tensor]
         Pre-processed images of shape ``(K, 3, H, W)``.
 
     Raises:
-        ValueError: If a file cannot be used; the message names it.
+        ValueError: If files cannot be used; the message names them.
     """
-    images = []
+    files, images = list(files), []
+    check_image_files(files)
     for path in files:
-        check_image_files([path])
         try:
             image = read_image(path, as_tensor=True)
         except (OSError, SyntaxError, ValueError) as error:
@@ -147,35 +145,3 @@ def read_references(files: Iterable[Path], transform: Callable[[Tensor], Tensor]
             raise ValueError(msg) from error
         images.append(transform(torch.as_tensor(image)))
     return torch.stack([image.as_subclass(Tensor) for image in images])
-
-
-def check_image_files(files: Iterable[str | Path]) -> None:
-    """Check that files are undamaged images with 8 bits per channel.
-
-    Args:
-        files: Image files.
-
-    Raises:
-        ValueError: If a file is damaged or has more bits; the message names up to ten such files.
-    """
-    problems = [problem for path in files if (problem := _problem(Path(path)))]
-    if problems:
-        more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""  # noqa: PLR2004
-        msg = f"Some image files cannot be used: {'; '.join(problems[:10])}{more}."
-        raise ValueError(msg)
-
-
-def _problem(path: Path) -> str | None:
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            if image.format == "PNG":
-                image.verify()  # compares checksums, without decoding
-            else:
-                image.draft(mode, (image.width // 8, image.height // 8))  # JPEG is decoded faster at reduced size
-                image.load()
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        return f"{path} is damaged or no image ({error}); replace or remove it"
-    if mode.startswith(DEEP_MODES):
-        return f"{path} has more than 8 bits per channel (mode {mode}) and would be read as white; convert it to 8 bits"
-    return None

@@ -19,6 +19,9 @@ from anomalib_aprilgan.method.text_features import TextFeatures
 
 __all__ = ["FewShotClip"]
 
+LARGEST_INPUT = 10
+"""Largest absolute value of pre-processed images. CLIP's normalisation gives values in [-1.8, 2.2]."""
+
 
 class FewShotClip(nn.Module):
     """A frozen CLIP with the text features of a class and the memory banks of reference images.
@@ -127,7 +130,7 @@ class FewShotClip(nn.Module):
             Whether the calibration was reset.
 
         Raises:
-            ValueError: If the images have another shape.
+            ValueError: If the images have another shape or are not normalised.
         """
         tokens = self.encode_references(reference_images)
         with self.state.locked():
@@ -155,9 +158,9 @@ class FewShotClip(nn.Module):
             Per reference stage, patch tokens of shape ``(K, P, width)``.
 
         Raises:
-            ValueError: If the images have another shape.
+            ValueError: If the images have another shape or are not normalised.
         """
-        self._check_images("reference_images", images)
+        images = self._checked("reference_images", images)
         with torch.inference_mode(mode=False), torch.no_grad():
             images = images.to(self.text_features)
             tokens = [self.clip.encode_image(image[None], self.reference_layers).tokens for image in images]
@@ -171,14 +174,33 @@ class FewShotClip(nn.Module):
         """Set the range to the smallest and the largest possible value of an anomaly map."""
         self.state.calibrate(0.0, self.largest_map_value)
 
-    def _check_images(self, name: str, images: Tensor) -> None:
+    def _checked(self, name: str, images: Tensor) -> Tensor:
+        """Check images and convert them to the model's precision. Exported graphs contain nothing of that."""
         expected = (3, self.image_size, self.image_size)
-        if images.ndim != 4 or images.shape[0] == 0 or tuple(images.shape[1:]) != expected:  # noqa: PLR2004
+        is_tensor = isinstance(images, Tensor)
+        if not is_tensor or images.ndim != 4 or images.shape[0] == 0 or tuple(images.shape[1:]) != expected:  # noqa: PLR2004
+            got = f"shape {tuple(images.shape)}" if is_tensor else type(images).__name__
             msg = (
                 f"Expected argument `{name}` to be a tensor of shape (N, {', '.join(map(str, expected))}) with at "
-                f"least one image, but got shape {tuple(images.shape)}. Apply the model's pre-processor first."
+                f"least one image, but got {got}. Apply the model's pre-processor first."
             )
             raise ValueError(msg)
+        if torch.compiler.is_compiling():
+            return images
+        normalized = (
+            f"floats that are normalised with CLIP's mean and deviation (in [-{LARGEST_INPUT}, {LARGEST_INPUT}])"
+        )
+        remedy = "Scale the images to [0, 1], then apply the model's pre-processor."
+        if not images.is_floating_point():
+            msg = f"Expected argument `{name}` to be {normalized}, but got {images.dtype}. {remedy}"
+            raise ValueError(msg)
+        low, high = (float(value) for value in torch.aminmax(images.detach().as_subclass(Tensor)))
+        if not (low >= -LARGEST_INPUT and high <= LARGEST_INPUT):  # also refuses NaN
+            msg = (
+                f"Expected argument `{name}` to be {normalized}, but got values from {low:.6g} to {high:.6g}. {remedy}"
+            )
+            raise ValueError(msg)
+        return images.to(self.text_features.dtype)
 
     def _require_class(self) -> None:
         if self.class_name is None:

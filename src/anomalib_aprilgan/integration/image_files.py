@@ -1,0 +1,147 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Checks of image and mask files before a run: damage, bits per channel, orientation and size."""
+
+import struct
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import ExifTags, Image, TiffImagePlugin
+
+__all__ = ["check_image_files"]
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, struct.error, zlib.error)
+"""What PIL raises for damaged files."""
+
+TURNED = range(2, 9)
+"""EXIF orientations of images whose pixels are stored rotated or mirrored."""
+
+EXIF_MARKERS = (b"eXIf", b"Orientation", b"Raw profile type")
+"""One of these is part of every PNG with an orientation. PIL decodes a PNG completely to look for one."""
+
+
+class Problem(NamedTuple):
+    """Why a file cannot be used, and what the user can do."""
+
+    text: str
+    remedy: str
+
+
+def check_image_files(
+    files: Iterable[str | Path], masks: Mapping[str, str | Path | None] | None = None
+) -> dict[str, Size]:
+    """Check that files are undamaged, upright images with 8 bits per channel, and that masks fit their images.
+
+    anomalib reads images of more bits as nearly black or white, and images with an EXIF orientation without turning
+    them, so that a mask that was drawn on the upright image lies elsewhere.
+
+    Args:
+        files: Image files.
+        masks: The mask file of each abnormal image; ``None`` for an image without one.
+
+    Returns:
+        Width and height of each image in pixels.
+
+    Raises:
+        ValueError: If a file cannot be used; the message names up to ten such files.
+    """
+    sizes: dict[str, Size] = {}
+    problems: list[Problem] = []
+    for file in dict.fromkeys(map(str, files)):
+        found = _size_or_problem(Path(file))
+        if isinstance(found, Problem):
+            problems.append(found)
+        else:
+            sizes[file] = found
+    problems += [problem for image, mask in (masks or {}).items() if (problem := _mask_problem(image, mask, sizes))]
+    if problems:
+        more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""  # noqa: PLR2004
+        remedies = " ".join(dict.fromkeys(problem.remedy for problem in problems))
+        texts = "; ".join(problem.text for problem in problems[:10])
+        msg = f"Some image files cannot be used: {texts}{more}. {remedies}"
+        raise ValueError(msg)
+    return sizes
+
+
+def _mask_problem(image: str, mask: object, sizes: Mapping[str, Size]) -> Problem | None:
+    if not isinstance(mask, str | Path) or not str(mask) or not Path(mask).is_file():
+        name = f": {mask} does not exist" if isinstance(mask, str | Path) and str(mask) else ""
+        return Problem(f"the abnormal image {image} has no mask{name}", "Add a missing mask or remove its image.")
+    found = _size_or_problem(Path(mask), is_mask=True)
+    if isinstance(found, Problem):
+        return found
+    size = sizes.get(image, found)
+    if found == size:
+        return None
+    return Problem(
+        f"the mask {mask} is {found[0]} x {found[1]} pixels (width x height), but its image is {size[0]} x {size[1]}",
+        "A mask needs the width and height of its image: turn it or draw it again.",
+    )
+
+
+def _size_or_problem(path: Path, *, is_mask: bool = False) -> Size | Problem:
+    try:
+        with Image.open(path) as image:
+            bits, mode, size = _bits_per_channel(image, path), image.mode, image.size
+            if image.format == "PNG":
+                image.verify()  # compares checksums, without decoding
+            elif image.format == "JPEG":
+                image.draft(mode, (size[0] // 8 or 1, size[1] // 8 or 1))  # is decoded faster at reduced size
+                image.load()
+            else:
+                image.load()
+                size = image.size  # PIL turns TIFF files while it loads them
+        orientation = _orientation(path)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        remedy = "Shrink images that are too large or cut them into tiles; `PIL.Image.MAX_IMAGE_PIXELS` sets the limit."
+        return Problem(f"{path} is too large ({error})", remedy)
+    except DAMAGE as error:
+        remedy = "If a file is damaged, or of a format that Pillow cannot read, replace or remove it."
+        return Problem(f"{path} is damaged or no image ({error})", remedy)
+    if bits > 8 and not (is_mask and mode.startswith(("I", "F"))):  # noqa: PLR2004  # grey masks are read rightly
+        remedy = (
+            "Images of more bits would be read as nearly black or white: convert them to 8 bits per channel, scaled"
+        )
+        return Problem(f"{path} has more than 8 bits per channel ({bits})", f"{remedy} to values from 0 to 255.")
+    if orientation in TURNED:
+        remedy = (
+            "A photograph with an EXIF orientation would be read as stored, not upright: turn it with "
+            "`mogrify -auto-orient FILE` (ImageMagick) or PIL.ImageOps.exif_transpose. If the stored pixels are "
+            "upright, remove the entry with `exiftool -Orientation= FILE`."
+        )
+        return Problem(f"{path} is stored rotated or mirrored (EXIF orientation {orientation})", remedy)
+    return size
+
+
+def _bits_per_channel(image: Image.Image, path: Path) -> int:
+    """Read the bits per channel from the header, since PIL opens 16-bit colours in the 8-bit mode RGB."""
+    if image.format == "PNG":
+        with path.open("rb") as file:
+            return file.read(25)[-1]  # after the signature (8 bytes), length and name of IHDR (8), width and height (8)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits: Any = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+        return int(max(bits))
+    if image.mode.startswith(("I", "F")):
+        return 16 if image.mode.startswith("I") else 32
+    tiles: Any = getattr(image, "tile", ())
+    largest = tiles[0].args[-1] if image.format == "PPM" and tiles and tiles[0].args else 255
+    return largest.bit_length() if isinstance(largest, int) else 8
+
+
+def _orientation(path: Path) -> int:
+    """Read the EXIF orientation of the pixels as PIL decodes them; 1 is upright."""
+    with Image.open(path) as image:
+        if image.format == "TIFF":  # PIL turns TIFF files while it loads them
+            return 1
+        if image.format == "PNG":
+            content = path.read_bytes()
+            if not any(marker in content for marker in EXIF_MARKERS):
+                return 1
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return orientation if isinstance(orientation, int) else 1
