@@ -520,8 +520,9 @@ def through_a_file(model: AprilGanModel, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["zero-shot", "few-shot", "calibrated"])
 def test_a_restored_model_gives_the_same_predictions(make_model, tmp_path, kind):
-    model = set_class(make_model(), random_features())
-    model.mark_trained(("Visa/pcb1",))
+    model = make_model()
+    model.mark_trained(("Visa/pcb1",))  # removes the class, whose thresholds belong to other adapters
+    set_class(model, random_features())
     if kind != "zero-shot":
         model.setup(reference_images=random_images(3, seed=1))
         name_references(model, ("a.png", "b.png", "c.png"))
