@@ -1,0 +1,137 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A frozen CLIP with adapters: how they are loaded, saved, trained and compared with others."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from anomalib_aprilgan.files.adapter_files import find_adapters, refuse_foreign_state, write_adapters
+from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
+from anomalib_aprilgan.method.adapters import ClipProjection, StageAdapters
+from anomalib_aprilgan.method.architecture import Architecture
+from anomalib_aprilgan.method.few_shot_clip import FewShotClip
+from anomalib_aprilgan.method.options import MethodOptions
+from anomalib_aprilgan.method.setup import Setup
+
+__all__ = ["AdaptedClip"]
+
+
+class AdaptedClip(FewShotClip):
+    """A frozen CLIP that is set up for a class, with one adapter per stage.
+
+    Args:
+        architecture: The CLIP and the stages that are used.
+        method: Switches for ablation studies.
+
+    Attributes:
+        adapters: The adapters, or CLIP's own projection in their place.
+    """
+
+    def __init__(self, architecture: Architecture, method: MethodOptions) -> None:
+        super().__init__(architecture, method.prompts)
+        self.method = method
+        self.adapters: StageAdapters | ClipProjection = (
+            StageAdapters(len(self.layers), self.clip.width, self.clip.embed_dim)
+            if method.projection == "adapters"
+            else ClipProjection(self.clip.project)
+        )
+
+    @property
+    def origin(self) -> AdapterOrigin:
+        """Origin of adapters that are trained in this model."""
+        return AdapterOrigin(
+            backbone=self.backbone,
+            pretrained=self.architecture.pretrained,
+            fingerprint=self.clip.fingerprint,
+            quick_gelu=self.clip.quick_gelu,
+            image_size=self.image_size,
+            layers=self.layers,
+            trained_on=self.trained_on,
+        )
+
+    def load_adapters(self, adapter: str | Path) -> None:
+        """Load trained adapters.
+
+        Args:
+            adapter: ``"visa"``, ``"mvtec"``, ``"demo"``, or a path: a file of :meth:`save_adapters`, a checkpoint of
+                ``AprilGan``, or one of the authors' ``.pth`` files.
+
+        Raises:
+            ValueError: If the file cannot be used or does not fit the model; the message names both sides.
+            RuntimeError: If published adapters cannot be downloaded, or the model has no adapters.
+        """
+        adapters = self._require_adapters()
+        weights, origin = find_adapters(adapter, self.origin, adapters.shapes)
+        with self.state.locked():
+            adapters.load_state_dict(weights)
+            self.state.record = replace(
+                self.state.record, adapter=str(adapter), adapter_origin="call", trained_on=origin.trained_on
+            )
+
+    def save_adapters(self, path: str | Path) -> Path:
+        """Write the adapters and their origin to a safetensors file, and return its path.
+
+        Raises:
+            ValueError: If the suffix of the path is not ``.safetensors``.
+            RuntimeError: If the model has no adapters.
+        """
+        return write_adapters(path, self._require_adapters().state_dict(), self.origin)
+
+    def reset_adapters(self, seed: int) -> None:
+        """Initialise the adapters anew, at random but determined by the seed.
+
+        Raises:
+            RuntimeError: If the model has no adapters.
+        """
+        self._require_adapters().reset_parameters(seed)
+
+    def mark_trained(self, trained_on: Sequence[str]) -> bool:
+        """Record that the adapters are trained, also after training on other data. Class and references are removed.
+
+        Args:
+            trained_on: Data sets and categories of the present training.
+
+        Returns:
+            Whether that changes the record.
+        """
+        every = tuple(dict.fromkeys((*self.trained_on, *trained_on)))
+        wanted = Setup(adapter_origin="call", trained_on=every)
+        has_changed = wanted != self.state.record
+        if has_changed:
+            self.state.replace(wanted, tokens=[])
+            self.reset_calibration()
+        return has_changed
+
+    def _require_adapters(self) -> StageAdapters:
+        if isinstance(self.adapters, StageAdapters):
+            return self.adapters
+        msg = "A model with projection='clip' has no adapters. Omit `adapter`, or use projection='adapters'."
+        raise RuntimeError(msg)
+
+    # ---- Saved state ------------------------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the plain data of the state dict: setup record, stages, method options, and the adapters' origin."""
+        return {
+            "setup": self.state.record.to_dict(),
+            "k_shot": self.k_shot,
+            "reference_layers": list(self.reference_layers),
+            "method": self.method.to_dict(),
+            "origin": self.origin.to_dict(),
+        }
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the setup record."""
+        saved = Setup.from_dict(state["setup"])
+        if saved != self.state.record:
+            self.state.record = saved.restored()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
+        """Check that the state belongs to this model before anything is changed."""
+        extra_state = state_dict.get(f"{prefix}_extra_state")
+        if extra_state is not None:
+            refuse_foreign_state(extra_state, self.origin, self.reference_layers, "The checkpoint's weights do")
+        super()._load_from_state_dict(state_dict, prefix, *args)
