@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tests must not use the network
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core, so one thread per process
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import open_clip
 import pytest
