@@ -245,7 +245,7 @@ def test_each_flipped_bit_in_an_own_file_is_found(tmp_path: Path, kind: str) -> 
 
 
 def test_each_flipped_bit_in_the_weights_of_a_checkpoint_is_found(tmp_path: Path) -> None:
-    """The checksums are those of the zip archive, so this holds for the authors' files and CLIP weights as well."""
+    """The zip archive holds the checksums, so this is true for the authors' files and CLIP weights as well."""
     path = tmp_path / "adapters.pth"
     torch.save({"trainable_linearlayer": small_adapters(0.7)}, path)
     content = path.read_bytes()

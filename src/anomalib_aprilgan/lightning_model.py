@@ -205,7 +205,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         """
         del args, kwargs
         text_features = self._text_features(batch)
-        if text_features is None:  # the class of an earlier run is not that of the training
+        if text_features is None:  # an earlier run may have had another class
             text_features = self._training_features()
         loss = training.compute_loss(self.model, batch, text_features)
         size = len(cast("Tensor", batch.image))

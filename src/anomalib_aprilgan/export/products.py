@@ -135,7 +135,7 @@ class CalibratedModel(Protocol):
 
 
 def apply_product(model: CalibratedModel, product: Product) -> None:
-    """Replace setup and calibration of a model by those of a product. If the product does not fit, nothing changes.
+    """Load the setup and calibration of a product into a model. If the product does not fit, the model stays as it is.
 
     Args:
         model: An ``AprilGan`` with the same CLIP, adapters and stages as the model that made the product.

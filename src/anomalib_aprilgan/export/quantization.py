@@ -32,7 +32,7 @@ LARGEST_SET = 300
 """Largest number of images for the calibration of activation ranges; nncf's default."""
 
 OpenVinoModel = Any
-"""A model of openvino, whose type annotations do not match those of nncf."""
+"""A model of openvino. The type annotations of openvino and nncf do not match."""
 
 
 def compress_weights(model: OpenVinoModel) -> OpenVinoModel:

@@ -104,7 +104,7 @@ class _Unpickler(pickle.Unpickler):
         self._storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401
-        """Return what stands for a name in the pickle. None of it can be changed by the pickle to affect other code."""
+        """Return a stand-in for a name in the pickle. The pickle cannot use it to change other code."""
         if module.startswith("__torch__"):
             return type("Module", (_Module,), {"names": self._tensor_names(module, name)})
         if module == "torch" and name in STORAGES:

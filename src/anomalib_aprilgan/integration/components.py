@@ -45,7 +45,7 @@ def write_components(checkpoint: dict[str, Any], model: AnomalibModule) -> None:
 
 
 def check_components(checkpoint: Mapping[str, Any], model: AnomalibModule, given: Collection[str]) -> None:
-    """Compare the components in a checkpoint with those of a model, before anything is restored.
+    """Check whether a model has the components of its checkpoint, before anything is restored.
 
     Args:
         checkpoint: The checkpoint.

@@ -148,7 +148,7 @@ def add_references(module: Preparable, source: str | Path) -> None:
 
 
 def reset_calibration(module: Preparable) -> None:
-    """Reset thresholds and ranges, and say so if they were those of a validation set."""
+    """Reset thresholds and ranges, and say so if they came from a validation set."""
     post_processor = module.post_processor
     with module.model.state.locked():
         if isinstance(post_processor, PostProcessor) and _is_calibrated(post_processor):

@@ -41,7 +41,7 @@ def _resize_one(image: Tensor, size: int) -> Tensor:
 
 
 def resize_by_matrices(images: Tensor, size: int) -> Tensor:
-    """Resize images with one matrix product per pass; the 8-bit values are exactly those of :func:`resize_by_pil`.
+    """Resize images with one matrix product per pass, to exactly the same 8-bit values as :func:`resize_by_pil`.
 
     Every runtime of exported models supports the operations that are used.
 

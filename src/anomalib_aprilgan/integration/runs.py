@@ -199,7 +199,7 @@ def _is_collated_by_anomalib(loader: object) -> TypeGuard[DataLoader[Any]]:
 
 
 def _refuse_mixed_sizes(dataset: object, sizes: Mapping[str, tuple[int, int]]) -> None:
-    """Refuse images of several sizes, unless the dataset has a transform, as those of anomalib's datamodules have."""
+    """Refuse images of several sizes, unless the dataset has a transform, which in anomalib resizes them."""
     if getattr(dataset, "augmentations", None) or getattr(dataset, "transform", None):
         return
     examples: dict[tuple[int, int], str] = {}
