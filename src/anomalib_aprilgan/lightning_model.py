@@ -26,6 +26,7 @@ from anomalib_aprilgan.integration.calibration import MapRange
 from anomalib_aprilgan.integration.finite_scores import refuse_non_finite_scores
 from anomalib_aprilgan.integration.post_processing import snapshot
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
+from anomalib_aprilgan.integration.predictions import PredictionFiles
 from anomalib_aprilgan.integration.setup import AUTO_ADAPTER
 from anomalib_aprilgan.integration.setup_module import SetupModule
 from anomalib_aprilgan.method.architecture import AUTO
@@ -75,7 +76,9 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         pre_processor: anomalib's component; ``True`` for the default (8-bit resizing, CLIP's normalisation).
         post_processor: anomalib's component; ``True`` for the default.
         evaluator: anomalib's component; ``True`` for the default (the paper's seven metrics). No part of checkpoints.
-        visualizer: anomalib's component; ``True`` for the default.
+        visualizer: anomalib's component; ``True`` for the default, with score, label and proportions in the picture.
+        predictions: Which files ``Engine.predict`` writes beside the pictures. ``True``: the table
+            ``predictions.csv``; ``False``: none.
 
     Raises:
         ValueError: If an argument is out of its range or an adapter does not fit.
@@ -105,6 +108,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
+        predictions: PredictionFiles | bool = True,
     ) -> None:
         if not isinstance(learning_rate, float | int) or not 0 < learning_rate < float("inf"):
             msg = f"Expected argument `learning_rate` to be positive, such as 0.001, but got {learning_rate!r}."
@@ -122,6 +126,9 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         components = {"pre_processor": pre_processor, "post_processor": post_processor, "visualizer": visualizer}
         self._given_components = frozenset(name for name, value in components.items() if value is not True)
         self._blueprint = blueprint
+        self.predictions = (
+            (PredictionFiles() if predictions else None) if isinstance(predictions, bool) else predictions
+        )
         self.adapter = None if adapter is None else str(adapter)
         self.class_name = class_name
         self.k_shot = k_shot

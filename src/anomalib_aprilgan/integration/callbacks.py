@@ -9,13 +9,19 @@ from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomalib_aprilgan.integration.checkpoints import check_checkpoint
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
+from anomalib_aprilgan.integration.predictions import PredictionTable
+from anomalib_aprilgan.integration.visualizer import AprilGanVisualizer
 
 __all__ = ["ModelCallback", "model_callbacks"]
+
+DEFAULT_COMPONENTS = (AprilGanPreProcessor, AprilGanPostProcessor, AprilGanVisualizer)
+"""Classes of the components that are called by :class:`ModelCallback`."""
 
 
 def model_callbacks(model: AnomalibModule, components: list[Callback]) -> list[Callback]:
@@ -30,15 +36,17 @@ def model_callbacks(model: AnomalibModule, components: list[Callback]) -> list[C
         model: The model.
         components: Its components that are callbacks.
     """
-    direct = [one for one in components if not isinstance(one, AprilGanPreProcessor | AprilGanPostProcessor)]
+    direct = [one for one in components if not isinstance(one, DEFAULT_COMPONENTS)]
     post_processor = PostProcessor(enable_normalization=False, enable_thresholding=False)
-    idle: list[Callback] = [PreProcessor(), post_processor, Evaluator()]
+    visualizer = ImageVisualizer()
+    visualizer.fields, visualizer.overlay_fields = [], []
+    idle: list[Callback] = [PreProcessor(), post_processor, Evaluator(), visualizer]
     present = {type(one) for one in direct}
     return [ModelCallback(model), *direct, *(one for one in idle if type(one) not in present)]
 
 
 class ModelCallback(Callback):
-    """Calls the default pre- and post-processor of one model, and explains checkpoints that cannot be used.
+    """Calls the default components of one model and its table of predictions, and explains unusable checkpoints.
 
     Args:
         model: The model. Runs of other models with the same trainer are left alone.
@@ -46,54 +54,65 @@ class ModelCallback(Callback):
 
     def __init__(self, model: AnomalibModule) -> None:
         self._model = model
+        options = getattr(model, "predictions", None)
+        self._table = None if options is None else PredictionTable(options)
 
-    def _pre_processor(self, module: LightningModule) -> AprilGanPreProcessor | None:
-        component = self._model.pre_processor if module is self._model else None
-        return component if isinstance(component, AprilGanPreProcessor) else None
-
-    def _post_processor(self, module: LightningModule) -> AprilGanPostProcessor | None:
-        component = self._model.post_processor if module is self._model else None
-        return component if isinstance(component, AprilGanPostProcessor) else None
+    def _call(self, hook: str, trainer: Trainer, module: LightningModule, *args: Any) -> None:  # noqa: ANN401
+        """Call a hook of the components in the order in which a batch passes through them."""
+        if module is not self._model:
+            return
+        model = self._model
+        for component in (model.pre_processor, model.post_processor, model.visualizer, self._table):
+            if isinstance(component, (*DEFAULT_COMPONENTS, PredictionTable)):
+                getattr(component, hook)(trainer, module, *args)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # noqa: ANN401
         """Transform a batch."""
-        if (pre_processor := self._pre_processor(pl_module)) is not None:
-            pre_processor.on_train_batch_start(trainer, pl_module, *args)
+        self._call("on_train_batch_start", trainer, pl_module, *args)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # noqa: ANN401
         """Transform a batch."""
-        if (pre_processor := self._pre_processor(pl_module)) is not None:
-            pre_processor.on_validation_batch_start(trainer, pl_module, *args[:2])
+        self._call("on_validation_batch_start", trainer, pl_module, *args[:2])  # anomalib takes no dataloader_idx
 
     def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # noqa: ANN401
         """Transform a batch."""
-        if (pre_processor := self._pre_processor(pl_module)) is not None:
-            pre_processor.on_test_batch_start(trainer, pl_module, *args)
+        self._call("on_test_batch_start", trainer, pl_module, *args)
 
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # noqa: ANN401
         """Transform a batch."""
-        if (pre_processor := self._pre_processor(pl_module)) is not None:
-            pre_processor.on_predict_batch_start(trainer, pl_module, *args)
+        self._call("on_predict_batch_start", trainer, pl_module, *args)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # noqa: ANN401
         """Take scores and maps for thresholds and ranges."""
-        if (post_processor := self._post_processor(pl_module)) is not None:
-            post_processor.on_validation_batch_end(trainer, pl_module, *args)
+        self._call("on_validation_batch_end", trainer, pl_module, *args)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute thresholds and ranges."""
-        if (post_processor := self._post_processor(pl_module)) is not None:
-            post_processor.on_validation_epoch_end(trainer, pl_module)
+        self._call("on_validation_epoch_end", trainer, pl_module)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove files of an earlier run. The model has checked its images before."""
+        self._call("on_test_epoch_start", trainer, pl_module)
+
+    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove files of an earlier run. The model has checked its images before."""
+        self._call("on_predict_epoch_start", trainer, pl_module)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # noqa: ANN401
-        """Post-process a batch."""
-        if (post_processor := self._post_processor(pl_module)) is not None:
-            post_processor.on_test_batch_end(trainer, pl_module, *args)
+        """Post-process a batch, and draw its pictures."""
+        self._call("on_test_batch_end", trainer, pl_module, *args)
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # noqa: ANN401
-        """Post-process a batch."""
-        if (post_processor := self._post_processor(pl_module)) is not None:
-            post_processor.on_predict_batch_end(trainer, pl_module, *args)
+        """Post-process a batch, draw its pictures, and write its rows."""
+        self._call("on_predict_batch_end", trainer, pl_module, *args)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sum up the predictions."""
+        self._call("on_predict_end", trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print what predictions amount to."""
+        self._call("teardown", trainer, pl_module, stage)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Raise an error that explains the fault of the checkpoint, if the run has one and it has a fault."""

@@ -27,6 +27,7 @@ __all__ = [
     "command_line_seed",
     "datamodule_of",
     "describe",
+    "image_files",
     "lacks_validation_split",
     "refuse_during_run",
     "reset_metrics",
@@ -178,13 +179,26 @@ def check_files(loaders: object) -> None:
     Raises:
         ValueError: If files cannot be used, or if batches would hold images of several sizes; the message names files.
     """
-    all_loaders = list(loaders) if isinstance(loaders, list | tuple) else [loaders]
+    all_loaders = _as_list(loaders)
     datasets = [getattr(loader, "dataset", None) for loader in all_loaders]
     masks = {image: mask for dataset in datasets for image, mask in _mask_files(dataset)}
     sizes = check_image_files([file for dataset in datasets for file in _image_files(dataset)], masks)
     for loader in all_loaders:
         if _is_collated_by_anomalib(loader):
             _refuse_mixed_sizes(loader.dataset, sizes)
+
+
+def image_files(loaders: object) -> list[str]:
+    """List the image files behind dataloaders of anomalib's datasets; others are not known.
+
+    Args:
+        loaders: A dataloader, or several.
+    """
+    return [file for loader in _as_list(loaders) for file in _image_files(getattr(loader, "dataset", None))]
+
+
+def _as_list(loaders: object) -> list[object]:
+    return list(loaders) if isinstance(loaders, list | tuple) else [loaders]
 
 
 def _is_collated_by_anomalib(loader: object) -> TypeGuard[DataLoader[Any]]:

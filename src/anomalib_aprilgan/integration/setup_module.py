@@ -26,6 +26,7 @@ from anomalib_aprilgan.integration.metrics import paper_evaluator
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
 from anomalib_aprilgan.integration.setup import AUTO_ADAPTER, Arguments
+from anomalib_aprilgan.integration.visualizer import AprilGanVisualizer
 from anomalib_aprilgan.method.setup import Setup
 from anomalib_aprilgan.torch_model import AprilGanModel
 
@@ -174,6 +175,11 @@ class SetupModule(LightningModule):
     def configure_evaluator() -> Evaluator:
         """Make the default evaluator: the paper's seven metrics."""
         return paper_evaluator()
+
+    @classmethod
+    def configure_visualizer(cls) -> AprilGanVisualizer:
+        """Make the default visualizer."""
+        return AprilGanVisualizer()
 
     def configure_callbacks(self) -> list[Callback]:
         """Return the components as callbacks."""

@@ -1,0 +1,94 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Files that a run writes for its images: one distinct path per image, and no files of an earlier run beside them."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+
+__all__ = ["OutputFolder"]
+
+INDEX = ".written-by-aprilgan"
+"""File in an output folder that lists the files of the last run, so that the next one can remove them."""
+
+
+class OutputFolder:
+    """A folder with one file per image of a run.
+
+    A file's path in the folder is the path of its image relative to the deepest folder that all images have in common.
+    If all images lie in one folder, its name is kept, as in anomalib.
+
+    Args:
+        folder: The folder. It is made when the first file is written.
+        images: Paths of all images of the run, as far as they are known.
+    """
+
+    def __init__(self, folder: Path, images: Iterable[str | Path]) -> None:
+        self.folder = folder
+        parents = {os.path.dirname(os.path.abspath(image)) for image in images}  # noqa: PTH100, PTH120  # keeps links
+        try:
+            common = Path(os.path.commonpath(parents))
+        except ValueError:  # no images are known, or they lie on several drives
+            common = Path()
+        self._common = common.parent if len(parents) == 1 else common
+
+    def path_for(self, image: str | Path, suffix: str | None = None) -> Path:
+        """Return the file for an image.
+
+        Args:
+            image: Path of the image.
+            suffix: Appended to the name of the file, unless it ends in it. ``None``: the name stays.
+        """
+        image = Path(os.path.abspath(image))  # noqa: PTH100  # keeps links, unlike `resolve`
+        known = image.is_relative_to(self._common)
+        relative = image.relative_to(self._common) if known else Path(*image.parts[1:])
+        if suffix is not None and relative.suffix.lower() != suffix:
+            relative = relative.with_name(relative.name + suffix)
+        return self.folder / relative
+
+    def add(self, path: Path) -> Path:
+        """Note a file before it is written, and make its folder.
+
+        Args:
+            path: Path of :meth:`path_for`.
+
+        Returns:
+            The path.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (self.folder / INDEX).open("a", encoding="utf-8", errors="surrogateescape") as index:
+            index.write(f"{path.relative_to(self.folder).as_posix()}\n")
+        return path
+
+    def clear(self, trainer: Trainer) -> bool:
+        """Remove the files of an earlier run. Other files stay. All processes of a run have to call it.
+
+        Args:
+            trainer: The trainer of the run.
+
+        Returns:
+            Whether there were any.
+        """
+        index = self.folder / INDEX
+        had_files = index.is_file()
+        trainer.strategy.barrier("output files are found")
+        if had_files and trainer.is_global_zero:
+            for line in index.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+                self._remove(self.folder / line)
+            index.unlink()
+        trainer.strategy.barrier("output files are removed")
+        return had_files
+
+    def _remove(self, path: Path) -> None:
+        inside = path.resolve().is_relative_to(self.folder.resolve())
+        if not inside or not path.is_file():
+            return
+        path.unlink()
+        for parent in path.relative_to(self.folder).parents:
+            folder = self.folder / parent
+            if folder == self.folder or any(folder.iterdir()):
+                return
+            folder.rmdir()

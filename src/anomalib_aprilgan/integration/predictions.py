@@ -1,0 +1,213 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The table of a prediction: one row per image, written as it goes, and a line on the screen that sums it up."""
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import cv2
+import numpy as np
+import torch
+from anomalib.post_processing import PostProcessor
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+
+from anomalib_aprilgan.integration import runs
+from anomalib_aprilgan.integration.output_files import OutputFolder
+from anomalib_aprilgan.integration.visualizer import AprilGanVisualizer, photograph_size
+
+__all__ = ["PredictionFiles", "PredictionTable"]
+
+Format = Literal["csv", "jsonl"]
+Maps = Literal["npy", "tiff"]
+
+Row = dict[str, Any]
+
+SCORE_DIGITS = 9
+"""Significant digits that determine a 32-bit float."""
+
+
+@dataclass(frozen=True)
+class PredictionFiles:
+    """Files that a prediction writes beside the pictures.
+
+    The table ``predictions.csv`` has one row per image, with these columns: ``file``; ``score``; ``label``, which is
+    ``normal`` or ``anomalous``; ``threshold``, above which a score is anomalous; ``heatmap``, the path of the picture.
+    What the model does not compute is left empty.
+
+    Args:
+        format: ``"csv"``, or ``"jsonl"`` for JSON lines in ``predictions.jsonl``.
+        maps: Also write each anomaly map with 32 bits per pixel, as ``"npy"`` (NumPy) or ``"tiff"``, into the folder
+            ``maps``; the column ``map`` has the path. A map has the size of the model's input. Its values are those
+            that the Engine returns, in [0, 1] unless the post-processor does not normalise.
+        boxes: Also write the column ``boxes``: for each region above the threshold left, top, right and bottom in
+            pixels of the photograph, as JSON.
+
+    Raises:
+        ValueError: If an option has another value.
+    """
+
+    format: Format = "csv"
+    maps: Maps | None = None
+    boxes: bool = False
+
+    def __post_init__(self) -> None:
+        for name, values in (("format", get_args(Format)), ("maps", (None, *get_args(Maps)))):
+            if getattr(self, name) not in values:
+                expected = ", ".join("null" if value is None else value for value in values)
+                msg = f"Expected argument `{name}` to be one of {expected}, but got {getattr(self, name)!r}."
+                raise ValueError(msg)
+
+
+class PredictionTable(Callback):
+    """Writes the files of predictions, and prints how many images are anomalous and where the files are.
+
+    Several processes write a part of the table each; the first process merges them at the end.
+
+    Args:
+        options: What to write.
+    """
+
+    def __init__(self, options: PredictionFiles) -> None:
+        self._options = options
+        self._files: list[str] = []
+        self._total = self._anomalous = 0
+        self._replaces = False
+        self._summary = ""
+
+    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the table and the maps of an earlier prediction."""
+        del pl_module
+        root = Path(trainer.default_root_dir)
+        self._files = runs.image_files(trainer.predict_dataloaders)
+        self._total = self._anomalous = 0
+        self._table_folder = OutputFolder(root, self._files)
+        self._maps = OutputFolder(root / "maps", self._files)
+        self._maps.clear(trainer)
+        self._replaces = self._table_folder.clear(trainer)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write a row, and a map if asked for, for each image of a batch."""
+        del outputs
+        threshold, visualizer = _threshold(pl_module), getattr(pl_module, "visualizer", None)
+        rows: list[Row] = []
+        for number, item in enumerate(batch):
+            file = item.image_path or f"image_{dataloader_idx}_{batch_idx:06}_{number:03}.png"
+            picture = visualizer.picture_of(file) if isinstance(visualizer, AprilGanVisualizer) else None
+            row: Row = {
+                "file": file,
+                "score": None if item.pred_score is None else float(f"{float(item.pred_score):.{SCORE_DIGITS}g}"),
+                "label": None if item.pred_label is None else ("anomalous" if item.pred_label else "normal"),
+                "threshold": threshold,
+                "heatmap": None if picture is None else str(picture.absolute()),
+            }
+            if self._options.maps:
+                row["map"] = str(self._write_map(file, item.anomaly_map).absolute())
+            if self._options.boxes:
+                row["boxes"] = _boxes(item)
+            rows.append(row)
+        self._total += len(rows)
+        self._anomalous += sum(row["label"] == "anomalous" for row in rows)
+        self._append(self._part(trainer, trainer.global_rank), rows)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Merge the parts of several processes, and sum up."""
+        counts = torch.tensor([self._total, self._anomalous], device=pl_module.device)
+        total, anomalous = trainer.strategy.reduce(counts, reduce_op="sum").tolist()  # waits for all processes
+        if not trainer.is_global_zero or not total:
+            return
+        if trainer.world_size > 1:
+            self._merge(trainer)
+        visualizer = getattr(pl_module, "visualizer", None)
+        pictures = f" Pictures: {visualizer.folder}" if isinstance(visualizer, AprilGanVisualizer) else ""
+        replaced = " (replaces that of an earlier prediction)" if self._replaces else ""
+        verdict = "" if _threshold(pl_module) is None else f"{anomalous} of {total} images are anomalous. "
+        self._summary = f"{verdict}Table: {self._part(trainer, None)}{replaced}.{pictures}"
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print the summary as the last line, below the progress bar."""
+        del pl_module, stage
+        if self._summary:
+            trainer.print(self._summary)
+        self._summary = ""
+
+    def _part(self, trainer: Trainer, rank: int | None) -> Path:
+        """Return the file of a process, or of all together."""
+        whole = Path(trainer.default_root_dir) / f"predictions.{self._options.format}"
+        is_part = rank is not None and trainer.world_size > 1
+        return whole.with_name(f"{whole.name}.part{rank}") if is_part else whole
+
+    def _append(self, path: Path, rows: list[Row]) -> None:
+        is_new = not path.exists()
+        if is_new:
+            self._table_folder.add(path)
+        with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as table:
+            if self._options.format == "jsonl":
+                table.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+                return
+            writer = csv.DictWriter(table, rows[0])
+            if is_new:
+                writer.writeheader()
+            writer.writerows(
+                {name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
+                for row in rows
+            )
+
+    def _merge(self, trainer: Trainer) -> None:
+        """Merge the parts of all processes, in the order of the images."""
+        order = {file: number for number, file in enumerate(self._files)}
+        parts = [part for rank in range(trainer.world_size) if (part := self._part(trainer, rank)).is_file()]
+        rows = sorted(self._read(parts), key=lambda row: order.get(row["file"], len(order)))
+        self._append(self._part(trainer, None), rows)
+        for part in parts:
+            part.unlink()
+
+    def _read(self, parts: Iterable[Path]) -> Iterable[Row]:
+        for part in parts:
+            with part.open(newline="", encoding="utf-8", errors="surrogateescape") as table:
+                lines = map(json.loads, table) if self._options.format == "jsonl" else csv.DictReader(table)
+                yield from lines
+
+    def _write_map(self, file: str, anomaly_map: torch.Tensor) -> Path:
+        path = self._maps.add(self._maps.path_for(file, f".{self._options.maps}"))
+        values = anomaly_map.squeeze().float().cpu().numpy()
+        if self._options.maps == "npy":
+            np.save(path, values)
+        else:
+            Image.fromarray(values).save(path)
+        return path
+
+
+def _threshold(module: LightningModule) -> float | None:
+    """Return the score above which the post-processor labels an image anomalous; ``None`` if it does not label."""
+    post_processor = getattr(module, "post_processor", None)
+    if not isinstance(post_processor, PostProcessor) or not post_processor.enable_thresholding:
+        return None
+    return float(f"{float(post_processor.normalized_image_threshold):.{SCORE_DIGITS}g}")
+
+
+def _boxes(item: Any) -> list[list[int]]:  # noqa: ANN401  # an item of anomalib
+    """Return a box around each predicted region: left, top, right and bottom edge in pixels of the photograph."""
+    if item.pred_mask is None:
+        msg = "Expected the post-processor to compute masks for argument `boxes`, but it does not. Let it label images."
+        raise ValueError(msg)
+    mask = item.pred_mask.squeeze().cpu().numpy().astype(np.uint8)
+    _, _, regions, _ = cv2.connectedComponentsWithStats(mask)
+    left, top, width, height = regions[1:, :4].T  # the first one is the background
+    edges = np.stack([left, top, left + width, top + height], axis=1)
+    scale = np.array(photograph_size(item)) / mask.shape[::-1]
+    boxes: list[list[int]] = np.rint(edges * np.tile(scale, 2)).astype(int).tolist()
+    return boxes
