@@ -172,18 +172,14 @@ def test_predictions_are_defined_without_validation_data(
     found = predictions(batches)
     assert len(found) == 12
     paths, probability, maps = raw_predictions(model, sample_root)
-    score = probability
-    if k_shot:
-        largest = 1 + 2 * 2 / 2  # two stages of probabilities in [0, 1], two of distances in [0, 2], by two
-        score = 0.5 * (probability + maps.amax(dim=(1, 2)) / largest)
-    for path, expected, raw_map in zip(paths, score, maps, strict=True):
+    for path, expected, raw_map in zip(paths, probability, maps, strict=True):
         value, label, anomaly_map = found[path]
-        assert value == pytest.approx(float(expected), abs=1e-5)
         assert label == (value > 0.5)
         assert anomaly_map.isfinite().all()
         assert 0 <= anomaly_map.min() <= anomaly_map.max() <= 1
-        assert torch.equal(anomaly_map > 0.5, raw_map > 0.5)
+        assert torch.equal(anomaly_map > 0.5, raw_map > model.post_processor.pixel_threshold)
         if not k_shot:
+            assert value == pytest.approx(float(expected), abs=1e-5)
             assert torch.allclose(anomaly_map, raw_map, atol=1e-6)
 
 
@@ -209,8 +205,10 @@ def test_a_datamodule_without_validation_data_can_be_tested(
     model = make_lightning_model(k_shot=k_shot, visualizer=False)
     (results,) = engine().test(model, datamodule=data(sample_root, val_split_mode="none"))
     assert all(np.isfinite(list(results.values())))
-    assert model.model.map_range.tolist() == [0, 3 if k_shot else 1]
-    assert model.post_processor.image_threshold == 0.5
+    if not k_shot:  # else the normal training images set a threshold
+        assert model.model.map_range.tolist() == [0, 1]
+        assert model.post_processor.image_threshold == 0.5
+    assert (model.post_processor.calibration is None) == (k_shot == 0)
 
 
 def test_the_stock_post_processor_of_anomalib_can_be_used(

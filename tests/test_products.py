@@ -223,7 +223,8 @@ def test_added_references_give_the_same_as_references_from_the_start(
         later.add_references(file)
     assert later.reference_files == tuple(map(str, files))
     assert later.model.k_shot == len(files)
-    assert_same(answers(later, images), answers(at_once, images))
+    raw = [one.model.predict_raw(one.pre_processor(images), one.model.state.tensors()) for one in (later, at_once)]
+    torch.testing.assert_close(*raw)
 
 
 def test_adding_references_keeps_the_calibration(

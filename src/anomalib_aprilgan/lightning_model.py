@@ -315,9 +315,9 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         Raises:
             ValueError: If the images have another shape or type, values outside of [0, 1], or NaN.
         """
-        self.ensure_prepared()
         if torch.compiler.is_compiling():  # exported graphs hold one setup
             return super().forward(batch, *args, **kwargs)
+        self.ensure_prepared()
         with self.model.state.locked():
             tensors, post_processor = self.model.state.tensors(), snapshot(self.post_processor)
         images = self.pre_processor(batch) if self.pre_processor else batch

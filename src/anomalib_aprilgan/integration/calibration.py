@@ -1,17 +1,22 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Calibration: the range of the few-shot map maxima of a validation set (arXiv 2305.17382, section 3.3)."""
+"""Calibration of few-shot scores: the range of map maxima (arXiv 2305.17382, section 3.3), and normal images alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from anomalib_aprilgan.method.scoring import RawPrediction, image_score
 from anomalib_aprilgan.torch_model import AprilGanModel
 
-__all__ = ["MapRange"]
+__all__ = ["MapRange", "NormalScores", "score_normal_images"]
+
+DELAY = 5
+"""Seconds after which scoring normal images shows its progress."""
 
 
 class MapRange:
@@ -41,6 +46,8 @@ class MapRange:
     ) -> tuple[Tensor, Tensor | None] | None:
         """Calibrate a model with the collected predictions, and delete them.
 
+        Without any anomalous image the range starts at 0: the smallest maximum of normal images says little then.
+
         Args:
             model: The model.
             all_gather: Function that gathers a tensor from all processes.
@@ -55,6 +62,51 @@ class MapRange:
         map_max = torch.cat([map_max for _, map_max, _ in self._collected])
         labels = [label for _, _, label in self._collected if label is not None]
         self.clear()
-        bounds = all_gather(torch.stack([map_max.min(), map_max.max()])).reshape(-1, 2)
-        model.calibrate(bounds[:, 0].min(), bounds[:, 1].max())
+        is_normal = map_max.new_tensor(float(bool(labels) and not torch.cat(labels).any()))
+        bounds = all_gather(torch.stack([map_max.min(), map_max.max(), is_normal])).reshape(-1, 3)
+        minimum = torch.where(bounds[:, 2].all(), 0.0, bounds[:, 0].min())
+        model.calibrate(minimum, bounds[:, 1].max())
         return image_score(probability, map_max, model.map_range), torch.cat(labels) if labels else None
+
+
+class NormalScores(NamedTuple):
+    """Scores of normal images.
+
+    Attributes:
+        scores: Raw image scores, shape ``(N,)``.
+        map_maxima: Maxima of the anomaly maps, shape ``(N,)``.
+    """
+
+    scores: Tensor
+    map_maxima: Tensor
+
+
+def score_normal_images(
+    model: AprilGanModel, held_out: Sequence[str], references: Sequence[str], read: Callable[[Sequence[str]], Tensor]
+) -> NormalScores:
+    """Score normal images against the memory banks, and set the range of map maxima to that of these images.
+
+    A reference image is scored against the other references (leave one out), since it has no distance to itself.
+
+    Args:
+        model: A few-shot model.
+        held_out: Normal images that are no references.
+        references: The reference images to score, in the order of the memory banks; empty for none.
+        read: Reads image files and pre-processes them, shape ``(N, 3, image_size, image_size)``.
+
+    Returns:
+        The scores.
+    """
+    tensors, raw = model.state.tensors(), []
+    banks = [bank.reshape(model.k_shot, -1, bank.shape[-1]) for bank in tensors.reference_tokens]
+    files = [*((None, file) for file in held_out), *enumerate(references)]
+    for left_out, file in tqdm(files, "Scoring normal images", delay=DELAY, leave=False, disable=None):
+        others = [number for number in range(model.k_shot) if number != left_out]
+        seen = tuple(bank[others].flatten(0, 1) for bank in banks)
+        image = read([file]).to(seen[0].device)
+        with torch.no_grad():
+            raw.append(model.predict_raw(image, tensors._replace(reference_tokens=seen)))
+    probability = torch.cat([one.probability for one in raw])
+    map_maxima = torch.cat([one.map_max for one in raw])
+    model.calibrate(0.0, map_maxima.max())
+    return NormalScores(image_score(probability, map_maxima, model.map_range), map_maxima)

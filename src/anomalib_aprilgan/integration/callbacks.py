@@ -3,6 +3,7 @@
 
 """The callback through which a trainer reaches the default components of a model."""
 
+import logging
 from typing import Any
 
 from anomalib.metrics import Evaluator
@@ -11,6 +12,7 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_aprilgan.integration.checkpoints import check_checkpoint
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
@@ -19,6 +21,8 @@ from anomalib_aprilgan.integration.predictions import PredictionTable
 from anomalib_aprilgan.integration.visualizer import AprilGanVisualizer
 
 __all__ = ["ModelCallback", "model_callbacks"]
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_COMPONENTS = (AprilGanPreProcessor, AprilGanPostProcessor, AprilGanVisualizer)
 """Classes of the components that are called by :class:`ModelCallback`."""
@@ -111,8 +115,13 @@ class ModelCallback(Callback):
         self._call("on_predict_end", trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print what predictions amount to."""
+        """Print what predictions amount to, or which threshold a validation has set, below the progress bar."""
         self._call("teardown", trainer, pl_module, stage)
+        calibration = getattr(pl_module.post_processor, "calibration", None) if pl_module is self._model else None
+        if stage == TrainerFn.VALIDATING and calibration is not None and trainer.progress_bar_callback is not None:
+            trainer.print(calibration)
+            if calibration.warning:
+                logger.warning(calibration.warning)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Raise an error that explains the fault of the checkpoint, if the run has one and it has a fault."""

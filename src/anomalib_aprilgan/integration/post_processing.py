@@ -8,13 +8,19 @@ from types import SimpleNamespace
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-from anomalib.metrics import F1AdaptiveThreshold
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torchmetrics.utilities.data import dim_zero_cat
+from torchmetrics import CatMetric
 
-__all__ = ["AprilGanPostProcessor", "Calibratable", "MidwayThreshold", "snapshot"]
+from anomalib_aprilgan.integration.thresholds import (
+    FALSE_ALARM_RATE,
+    Calibration,
+    LabelledThreshold,
+    false_alarm_threshold,
+)
+
+__all__ = ["AprilGanPostProcessor", "Calibratable", "snapshot"]
 
 MARGIN = 0.05
 """Part of [0, 1] at its upper end that is reserved for scores above the maximum of the validation set."""
@@ -35,26 +41,8 @@ class Calibratable(Protocol):
         """Smallest possible raw image score. The smallest possible map value is 0."""
 
 
-class MidwayThreshold(F1AdaptiveThreshold):
-    """anomalib's F1-adaptive threshold, moved to the middle between it and the next lower score (or 0).
-
-    anomalib's threshold equals the score of the least anomalous image that should be labelled anomalous. Since only
-    scores above the threshold are labelled so, rounding errors would decide about that image. Without anomalous images
-    the threshold is the largest score, as in anomalib.
-    """
-
-    def compute(self) -> Tensor:  # type: ignore[override]  # as anomalib's
-        """Return the threshold, a scalar."""
-        threshold: Tensor = super().compute()
-        if not self._has_anomalous_samples():
-            return threshold
-        scores = dim_zero_cat(self.preds)
-        lower = torch.cat([scores[scores < threshold], torch.zeros_like(scores[:1])])  # scores are not negative
-        return (threshold + lower.max()) / 2
-
-
 class AprilGanPostProcessor(PostProcessor):
-    """anomalib's post-processor with four changes.
+    """anomalib's post-processor with five changes.
 
     1. It keeps the order of scores. anomalib clips values that lie more than half the range from the threshold, which
        makes the most anomalous pixels and images equal and thereby changes metrics. Here a piecewise linear function
@@ -62,8 +50,10 @@ class AprilGanPostProcessor(PostProcessor):
        Larger values approach 1.
     2. It computes the image threshold at the end of the validation, because few-shot scores are final only then
        (min-max scaling of the map maximum over the whole set).
-    3. The image threshold lies between two scores, see :class:`MidwayThreshold`.
-    4. It works without validation data. Scores and maps are then normalised by their smallest and largest possible
+    3. The image threshold lies between two scores, see :class:`LabelledThreshold`.
+    4. Without anomalous images, thresholds are set for a share of false alarms, see :func:`false_alarm_threshold`. A
+       mask is then a false alarm if any pixel of a normal image is above the threshold.
+    5. It works without validation data. Scores and maps are then normalised by their smallest and largest possible
        values, with the threshold at a probability of 0.5.
 
     Args:
@@ -73,9 +63,11 @@ class AprilGanPostProcessor(PostProcessor):
         image_sensitivity: Sensitivity of the image label in [0, 1]; 0.5 keeps the threshold. ``None``: value of the
             checkpoint, otherwise 0.5.
         pixel_sensitivity: Sensitivity of the mask in [0, 1]; the same applies.
+        false_alarm_rate: Share of normal images that may be labelled anomalous, in (0, 1), if thresholds are set
+            without any anomalous image. ``None``: value of the checkpoint, otherwise 0.05.
 
     Raises:
-        ValueError: If a sensitivity is not in [0, 1].
+        ValueError: If a sensitivity is not in [0, 1], or the share not in (0, 1).
     """
 
     def __init__(
@@ -85,6 +77,7 @@ class AprilGanPostProcessor(PostProcessor):
         enable_threshold_matching: bool | None = None,
         image_sensitivity: float | None = None,
         pixel_sensitivity: float | None = None,
+        false_alarm_rate: float | None = None,
     ) -> None:
         options = {
             "enable_normalization": enable_normalization,
@@ -98,18 +91,38 @@ class AprilGanPostProcessor(PostProcessor):
             if value is not None and not 0 <= value <= 1:
                 msg = f"Expected argument `{name}` to be in [0, 1], but got {value!r}."
                 raise ValueError(msg)
+        if false_alarm_rate is not None and not 0 < false_alarm_rate < 1:
+            msg = f"Expected argument `false_alarm_rate` to be in (0, 1), such as 0.05, but got {false_alarm_rate!r}."
+            raise ValueError(msg)
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         super().__init__(**given)
-        self._given = frozenset(given)
+        self.false_alarm_rate = FALSE_ALARM_RATE if false_alarm_rate is None else false_alarm_rate
+        self._given = frozenset(given if false_alarm_rate is None else {*given, "false_alarm_rate"})
         self.register_buffer("margin", torch.tensor(0.0))
         self.margin: Tensor
-        self._image_threshold_metric = MidwayThreshold(fields=["pred_score", "gt_label"], strict=False)
+        self.register_buffer("counts", torch.zeros(4, dtype=torch.long))
+        self.counts: Tensor
+        self._image_threshold_metric = LabelledThreshold(fields=["pred_score", "gt_label"], strict=False)
+        self._map_maxima = CatMetric()
         self.reset_calibration()
+
+    @property
+    def _checkpoint_config_keys(self) -> tuple[str, ...]:
+        return (*super()._checkpoint_config_keys, "false_alarm_rate")
 
     @property
     def is_calibrated(self) -> bool:
         """Whether thresholds and ranges were computed on a validation set."""
         return bool(self.margin > 0)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The images that the image threshold was computed from; ``None`` if there were none."""
+        normal, anomalous, misses, false_alarms = (int(count) for count in self.counts)
+        if not normal + anomalous:
+            return None
+        threshold = float(self._image_threshold)
+        return Calibration(threshold, normal, anomalous, misses, false_alarms, self.false_alarm_rate)
 
     def reset_calibration(self, largest_map_value: float = 1.0) -> None:
         """Reset thresholds and ranges to their values without validation data.
@@ -122,6 +135,7 @@ class AprilGanPostProcessor(PostProcessor):
         for threshold in (self._image_threshold, self._pixel_threshold):
             threshold.fill_(THRESHOLD)
         self.margin.fill_(0)  # no value can be above these bounds
+        self.counts.fill_(0)
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
         """Restore the options that were not passed as arguments."""
@@ -136,7 +150,21 @@ class AprilGanPostProcessor(PostProcessor):
             value = state_dict.get(prefix + name)
             if isinstance(value, Tensor) and value.isnan():
                 state_dict[prefix + name] = getattr(self, name).clone()
+        state_dict.setdefault(f"{prefix}counts", torch.zeros_like(self.counts))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Take the scores and maps of a batch."""
+        super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
+        if outputs.anomaly_map is not None:
+            self._map_maxima.update(outputs.anomaly_map.amax(dim=(-2, -1)).flatten())
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace preliminary image scores by final ones, then compute thresholds and ranges."""
@@ -152,12 +180,54 @@ class AprilGanPostProcessor(PostProcessor):
                 if metric.update_called and set(metric.fields) <= {"pred_score", "gt_label"}:
                     metric.reset()
                     metric.update(batch)
+        metric = cast("LabelledThreshold", self._image_threshold_metric)
+        has_labels = metric.update_called
+        if has_labels:
+            metric.false_alarm_rate = self.false_alarm_rate
+            metric.compute()
+        is_normal = has_labels and not metric.labels.any()
+        if is_normal:  # anomalib would take the largest value of all pixels
+            self._pixel_threshold_metric.reset()
         was_calibrated = self._image_min_max_metric.update_called
         super().on_validation_epoch_end(trainer, pl_module)
+        smallest = pl_module.smallest_score if isinstance(pl_module, Calibratable) else 0.0
         if was_calibrated:
-            self.image_min.fill_(pl_module.smallest_score if isinstance(pl_module, Calibratable) else 0)
+            self.image_min.fill_(smallest)
             self.pixel_min.fill_(0)
             self.margin.fill_(MARGIN)
+        if is_normal:
+            self.calibrate_on_normal_images(metric.scores, self._map_maxima.compute(), smallest)
+        elif has_labels:
+            self._count(metric.scores, metric.labels)
+        self._map_maxima.reset()
+
+    def calibrate_on_normal_images(self, scores: Tensor, map_maxima: Tensor, smallest_score: float) -> None:
+        """Set thresholds and ranges from normal images alone, for a share of false alarms.
+
+        Args:
+            scores: Raw image scores, shape ``(N,)``.
+            map_maxima: Largest value of each raw map, shape ``(N,)``.
+            smallest_score: Smallest possible raw image score.
+        """
+        for values, threshold, minimum, maximum, smallest in (
+            (scores, self._image_threshold, self.image_min, self.image_max, smallest_score),
+            (map_maxima, self._pixel_threshold, self.pixel_min, self.pixel_max, 0.0),
+        ):
+            threshold.copy_(false_alarm_threshold(values.to(threshold), self.false_alarm_rate))
+            minimum.fill_(smallest)
+            # Anomalous scores are unknown: values up to twice the threshold are told apart at the scale of normal ones.
+            maximum.copy_(torch.maximum(values.max(), 2 * threshold - smallest))
+        self.margin.fill_(MARGIN)
+        self._count(scores, torch.zeros_like(scores))
+
+    def _count(self, scores: Tensor, labels: Tensor) -> None:
+        """Count normal images, anomalous images, misses and false alarms at the threshold and its sensitivity."""
+        if self.enable_normalization:
+            normalised = self._normalize(scores, self.image_min, self.image_max, self.image_threshold)
+            scores = cast("Tensor", normalised)
+        predicted, actual = scores > self.normalized_image_threshold.to(scores), labels.bool()
+        counts = [(~actual).sum(), actual.sum(), (actual & ~predicted).sum(), (~actual & predicted).sum()]
+        self.counts.copy_(torch.stack(counts))
 
     def _normalize(  # type: ignore[override]  # anomalib's is static
         self,

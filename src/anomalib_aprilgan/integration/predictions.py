@@ -19,6 +19,7 @@ from PIL import Image
 
 from anomalib_aprilgan.integration import runs
 from anomalib_aprilgan.integration.output_files import OutputFolder
+from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.integration.visualizer import AprilGanVisualizer, photograph_size
 
 __all__ = ["PredictionFiles", "PredictionTable"]
@@ -134,7 +135,9 @@ class PredictionTable(Callback):
         visualizer = getattr(pl_module, "visualizer", None)
         pictures = f" Pictures: {visualizer.folder}" if isinstance(visualizer, AprilGanVisualizer) else ""
         replaced = " (replaces that of an earlier prediction)" if self._replaces else ""
-        verdict = "" if _threshold(pl_module) is None else f"{anomalous} of {total} images are anomalous. "
+        verdict = ""
+        if _threshold(pl_module) is not None:
+            verdict = f"{anomalous} of {total} images are anomalous{_origin_of_threshold(pl_module)}. "
         self._summary = f"{verdict}Table: {self._part(trainer, None)}{replaced}.{pictures}"
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -197,6 +200,16 @@ def _threshold(module: LightningModule) -> float | None:
     if not isinstance(post_processor, PostProcessor) or not post_processor.enable_thresholding:
         return None
     return float(f"{float(post_processor.normalized_image_threshold):.{SCORE_DIGITS}g}")
+
+
+def _origin_of_threshold(module: LightningModule) -> str:
+    """Say where the threshold comes from, in brackets; nothing if the post-processor does not know."""
+    post_processor = getattr(module, "post_processor", None)
+    if not isinstance(post_processor, AprilGanPostProcessor):
+        return ""
+    calibration = post_processor.calibration
+    origin = "a probability of 0.5, not calibrated" if calibration is None else f"from {calibration.summary}"
+    return f" (threshold: {origin})"
 
 
 def _boxes(item: Any) -> list[list[int]]:  # noqa: ANN401  # an item of anomalib

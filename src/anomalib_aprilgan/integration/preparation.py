@@ -12,12 +12,15 @@ from typing import Any, Protocol
 import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.post_processing import PostProcessor
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from anomalib_aprilgan.integration import runs
+from anomalib_aprilgan.integration.calibration import score_normal_images
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
-from anomalib_aprilgan.integration.references import files_in_source, read_references
+from anomalib_aprilgan.integration.references import draw, files_in_source, read_references
 from anomalib_aprilgan.integration.setup import Arguments, Data, overlap, resolve, with_adapter
+from anomalib_aprilgan.integration.thresholds import images_needed
 from anomalib_aprilgan.method.setup import References, Setup
 from anomalib_aprilgan.torch_model import AprilGanModel
 
@@ -45,11 +48,16 @@ class Preparable(Protocol):
     def arguments(self) -> Arguments:
         """What the user asked for."""
 
+    @property
+    def smallest_score(self) -> float:
+        """Smallest possible raw image score."""
+
 
 def prepare(module: Preparable, datamodule: AnomalibDataModule | None = None, *, only_missing: bool = False) -> None:
     """Set a model up for what its arguments, its record and the datamodule say, where that changes anything.
 
-    If anything changes that scores depend on, the calibration is reset. Other threads wait meanwhile.
+    If anything changes that scores depend on, the calibration is reset. A few-shot model that is not calibrated gets
+    its thresholds from normal images, unless a validation is about to set them. Other threads wait meanwhile.
 
     Args:
         module: The model.
@@ -71,14 +79,53 @@ def prepare(module: Preparable, datamodule: AnomalibDataModule | None = None, *,
             datamodule = None
         data = runs.describe(datamodule)
         wanted = resolve(arguments, current, data, runs.seed_of(trainer), model.backbone, _list_images)
-        if wanted == current and data is None:
-            return
-        _warn_of_other_category(arguments, current, data)
-        if apply(model, wanted, lambda files: _read(files, module.pre_processor)):
-            reset_calibration(module)
-        if model.method.projection == "adapters" and not (wanted.adapter or model.trained_on):
-            logger.warning("The adapters are untrained. Pass `adapter` or a checkpoint, or train them first.")
-        warn_of_overlap(model.trained_on, data)
+        if wanted != current or data is not None:
+            _warn_of_other_category(arguments, current, data)
+            if apply(model, wanted, lambda files: _read(files, module.pre_processor)):
+                reset_calibration(module)
+            if model.method.projection == "adapters" and not (wanted.adapter or model.trained_on):
+                logger.warning("The adapters are untrained. Pass `adapter` or a checkpoint, or train them first.")
+            warn_of_overlap(model.trained_on, data)
+        validates = trainer is not None and trainer.state.fn in {TrainerFn.FITTING, TrainerFn.VALIDATING}
+        if not validates and wanted.references.origin in {"argument", "datamodule"}:  # other files may be gone
+            _calibrate_on_normal_images(module, lambda: _source_of_references(arguments, data))
+
+
+def _source_of_references(arguments: Arguments, data: Data | None) -> Sequence[str]:
+    """List the normal images that references are drawn from."""
+    if arguments.few_shot_source is not None:
+        return _list_images(arguments.few_shot_source)
+    return data.list_normal_images() if data is not None else []
+
+
+def _calibrate_on_normal_images(module: Preparable, list_images: Callable[[], Sequence[str]] = list) -> None:
+    """Set the thresholds of a few-shot model from normal images alone, if nothing has set them yet.
+
+    Only as many images are scored as the share of false alarms needs. The references themselves are scored if there are
+    not enough others.
+
+    Args:
+        module: The model.
+        list_images: Lists further normal images.
+    """
+    model, post_processor, references = module.model, module.post_processor, module.model.state.record.references
+    if not isinstance(post_processor, AprilGanPostProcessor) or post_processor.is_calibrated:
+        return
+    if not post_processor.enable_thresholding or not model.is_few_shot:
+        return
+    needed = images_needed(post_processor.false_alarm_rate)
+    others = [file for file in dict.fromkeys(list_images()) if file not in references.files]
+    held_out = draw(others, min(needed, len(others)), references.seed or 0)
+    left_out = references.files if len(held_out) < needed and model.k_shot > 1 else ()
+    if not held_out and not left_out:
+        return
+    logger.info("Setting the threshold with %d normal images.", len(held_out) + len(left_out))
+    normal = score_normal_images(model, held_out, left_out, lambda files: _read(files, module.pre_processor))
+    post_processor.calibrate_on_normal_images(*normal, module.smallest_score)
+    calibration = post_processor.calibration
+    logger.info("%s", calibration)
+    if calibration is not None and calibration.warning:
+        logger.warning(calibration.warning)
 
 
 def apply(model: AprilGanModel, wanted: Setup, read: Callable[[Sequence[str]], Tensor]) -> bool:
@@ -142,9 +189,11 @@ def add_references(module: Preparable, source: str | Path) -> None:
         ValueError: If there are none, or they cannot be read.
     """
     files = files_in_source(source, argument="source")
-    are_first = module.model.add_references(_read(list(map(str, files)), module.pre_processor), files)
-    if are_first:
-        reset_calibration(module)
+    images = _read(list(map(str, files)), module.pre_processor)
+    with module.model.state.locked():
+        if module.model.add_references(images, files):
+            reset_calibration(module)
+            _calibrate_on_normal_images(module)
 
 
 def reset_calibration(module: Preparable) -> None:
