@@ -23,6 +23,7 @@ from anomalib_aprilgan.export.products import Product, apply_product
 from anomalib_aprilgan.integration import preparation, runs, training
 from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.calibration import MapRange
+from anomalib_aprilgan.integration.command_line import with_short_errors
 from anomalib_aprilgan.integration.finite_scores import refuse_non_finite_scores
 from anomalib_aprilgan.integration.post_processing import snapshot
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
@@ -87,6 +88,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         >>> Engine().test(AprilGan(k_shot=4), datamodule=MVTecAD(category="metal_nut"))  # doctest: +SKIP
     """
 
+    @with_short_errors
     def __init__(
         self,
         backbone: str | None = None,
