@@ -456,6 +456,20 @@ def test_an_unknown_tag_is_refused(backbone, tags, pretrained):
     assert f"({tags}" in str(error.value)
 
 
+def test_a_folder_of_weights_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is a folder") as error:
+        Clip("ViT-L-14-336", tmp_path, 336, quick_gelu=False)
+    assert "open_clip_model.safetensors" in str(error.value)
+
+
+def test_weights_in_the_format_of_transformers_are_refused(make_clip, weights, tmp_path):
+    foreign = {f"vision_model.encoder.layers.0.{name}": value for name, value in weights.items()}
+    with pytest.raises(ValueError, match="transformers") as error:
+        make_clip(pretrained=as_safetensors(foreign, tmp_path))
+    assert "ViT-L-14-336px.pt" in str(error.value)
+    assert str(tmp_path / "clip.safetensors") in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("backbone", "tag", "address"),
     [

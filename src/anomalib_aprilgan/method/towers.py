@@ -165,10 +165,12 @@ def _load_weights(backbone: str, pretrained: str | Path) -> Weights:
             return read_clip_weights(embedded.WEIGHTS)
         tags = [embedded.TAG]
     if not open_clip_pretrained.is_pretrained_cfg(backbone, str(pretrained)):
+        found = "is a folder" if path.is_dir() and str(pretrained) else "is neither a tag nor an existing file"
         msg = (
             f"Expected argument `pretrained` to be a tag that open_clip has for {backbone} "
-            f"({', '.join(tags) if tags else 'there is none'}), the path of a file with CLIP weights, or None for "
-            f"random weights, but got {str(pretrained)!r}, which is neither a tag nor an existing file."
+            f"({', '.join(tags) if tags else 'there is none'}), the path of a file with CLIP weights such as "
+            f"ViT-L-14-336px.pt or open_clip_model.safetensors, or None for random weights, but got "
+            f"{str(pretrained)!r}, which {found}."
         )
         raise ValueError(msg)
     return read_clip_weights(_download_weights(backbone, str(pretrained)))
