@@ -25,6 +25,7 @@ from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.calibration import MapRange
 from anomalib_aprilgan.integration.command_line import with_short_errors
 from anomalib_aprilgan.integration.finite_scores import refuse_non_finite_scores
+from anomalib_aprilgan.integration.metrics import paper_evaluator
 from anomalib_aprilgan.integration.post_processing import snapshot
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
 from anomalib_aprilgan.integration.setup import AUTO_ADAPTER
@@ -75,7 +76,8 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         method: Switches for ablation studies. Default: those of the checkpoint, else the paper's method.
         pre_processor: anomalib's component; ``True`` for the default (8-bit resizing, CLIP's normalisation).
         post_processor: anomalib's component; ``True`` for the default.
-        evaluator: anomalib's component; ``True`` for the default (the paper's seven metrics). No part of checkpoints.
+        evaluator: anomalib's component; ``True`` for the default (the paper's seven metrics; in validations of a
+            training, all but PRO as ``val_image_AUROC`` and so on). No part of checkpoints.
         visualizer: anomalib's component; ``True`` for the default.
 
     Raises:
@@ -118,7 +120,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
                 AprilGanPreProcessor(blueprint.default_image_size) if pre_processor is True else pre_processor
             ),
             post_processor=post_processor,
-            evaluator=evaluator,
+            evaluator=paper_evaluator(watches_training=adapter is None) if evaluator is True else evaluator,
             visualizer=visualizer,
         )
         components = {"pre_processor": pre_processor, "post_processor": post_processor, "visualizer": visualizer}
@@ -161,7 +163,9 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
     # ---- Stages -----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Refuse a training that would train nothing; let datamodules do without a validation split."""
+        """Limit a training, or refuse one that would train nothing; let datamodules do without a validation split."""
+        if stage == TrainerFn.FITTING:
+            training.limit_epochs(self.trainer)
         datamodule = runs.datamodule_of(self.trainer)
         if stage == TrainerFn.VALIDATING and isinstance(datamodule, AuxiliaryDataModule) and self.adapter is not None:
             msg = (
