@@ -1,8 +1,12 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Errors under anomalib's command: errors for the user end it with their message alone, bugs keep their traceback."""
+"""Messages of anomalib's command: errors for the user end it with one message, bugs keep their traceback."""
 
+import io
+import logging
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +15,8 @@ import torch
 from anomalib.cli.cli import AnomalibCLI
 from anomalib.engine import Engine
 from PIL import Image
+from rich.console import Console
+from rich.logging import RichHandler
 
 from anomalib_aprilgan import AprilGan
 from anomalib_aprilgan.files import published
@@ -18,6 +24,7 @@ from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
 from anomalib_aprilgan.files.downloads import MissingFileError
 from anomalib_aprilgan.files.published import MIRROR_VARIABLE, PublishedAdapters
 from anomalib_aprilgan.integration import command_line
+from anomalib_aprilgan.integration.quiet import quieten_command
 
 EMBEDDED = ("--model.backbone", "ViT-demo")
 QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu")
@@ -161,3 +168,45 @@ def test_a_benchmark_goes_on_after_an_error():
     for caller, expected in calls.items():
         with pytest.raises(expected):
             exec("AprilGan(learning_rate=-1)", {"__name__": caller, "AprilGan": AprilGan})  # noqa: S102
+
+
+# ---- Messages -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def printed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Log messages and raise warnings after `quieten_command`, with anomalib's two handlers; return what they print."""
+
+    def log(program: str, **environment: str) -> list[str]:
+        stream = io.StringIO()
+        handlers = [logging.StreamHandler(stream), RichHandler(console=Console(file=stream, width=200))]
+        monkeypatch.setattr(logging.getLogger(), "handlers", handlers)
+        monkeypatch.setattr(sys, "argv", [program, "predict", "--model", "AprilGan"])
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            quieten_command()
+            logging.getLogger("anomalib.engine").warning("ckpt_path is not provided. Model weights will not be loaded.")
+            logging.getLogger("anomalib_aprilgan").warning("Reference images: 000.png")
+            warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated, use something else", stacklevel=1)
+            warnings.warn("something else", stacklevel=1)
+        return [*stream.getvalue().splitlines(), *(str(warning.message) for warning in caught)]
+
+    return log
+
+
+@pytest.mark.parametrize("program", ["/somewhere/bin/anomalib", "anomalib", "C:\\Scripts\\anomalib.exe"])
+def test_the_command_prints_what_matters_once(printed, program):
+    assert printed(program) == ["Reference images: 000.png", "something else"]
+
+
+@pytest.mark.parametrize(
+    ("program", "environment"),
+    [("anomalib", {"ANOMALIB_APRILGAN_VERBOSE": "1"}), ("pytest", {}), ("my_anomalib.py", {}), ("", {})],
+)
+def test_other_programs_print_everything(printed, program, environment):
+    lines = printed(program, **environment)
+    assert sum("Reference images" in line for line in lines) == 2
+    assert sum("ckpt_path" in line for line in lines) == 2
+    assert sum("LeafSpec" in line for line in lines) == 1

@@ -28,6 +28,7 @@ from anomalib_aprilgan.integration.finite_scores import refuse_non_finite_scores
 from anomalib_aprilgan.integration.metrics import paper_evaluator
 from anomalib_aprilgan.integration.post_processing import snapshot
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
+from anomalib_aprilgan.integration.quiet import quieten_command
 from anomalib_aprilgan.integration.setup import AUTO_ADAPTER
 from anomalib_aprilgan.integration.setup_module import SetupModule
 from anomalib_aprilgan.method.architecture import AUTO
@@ -110,6 +111,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        quieten_command()
         if not isinstance(learning_rate, float | int) or not 0 < learning_rate < float("inf"):
             msg = f"Expected argument `learning_rate` to be positive, such as 0.001, but got {learning_rate!r}."
             raise ValueError(msg)

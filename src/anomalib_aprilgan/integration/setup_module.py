@@ -3,6 +3,7 @@
 
 """A module of anomalib around the plain model: made when needed, set up by value, saved with its setup."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from threading import RLock
@@ -33,6 +34,7 @@ from anomalib_aprilgan.torch_model import AprilGanModel
 
 __all__ = ["SetupModule"]
 
+logger = logging.getLogger(__name__)
 
 _MAKING = RLock()
 """Held while a plain model is made, so that several threads get the same one."""
@@ -248,4 +250,6 @@ class SetupModule(LightningModule):
         loaded = super().load_state_dict(checkpoints.fitted_state(state_dict, module), strict, assign)
         if not checkpoints.is_calibrated_for(state_dict, module):
             preparation.reset_calibration(self)
+        if extra_state is not None and self.reference_files:
+            logger.info("Reference images in the state: %s", ", ".join(self.reference_files))
         return loaded
