@@ -42,7 +42,7 @@ def quieten_command() -> None:
         return
     for message in IRRELEVANT:
         warnings.filterwarnings("ignore", message=message)
-    for name in ("root", "lightning.pytorch", "lightning.fabric"):
+    for name in ("root", "lightning.pytorch", "lightning_fabric"):
         handlers = logging.getLogger(name).handlers
         for handler in handlers:
             is_copy = type(handler).__module__ == "rich.logging" and len(handlers) > 1
