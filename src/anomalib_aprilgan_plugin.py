@@ -14,7 +14,8 @@ Until ``anomalib.models`` is imported, this module imports nothing that Python h
 if a class cannot be imported, a warning names it. It lies outside the package, so that a damaged or partly removed
 package breaks neither Python nor torch nor anomalib.
 
-The environment variable ``ANOMALIB_APRILGAN_AUTOLOAD=0`` switches it off.
+The environment variable ``ANOMALIB_APRILGAN_AUTOLOAD=0`` switches it off. ``ANOMALIB_APRILGAN_VERBOSE=1`` shows all
+messages of anomalib's command, some of which are otherwise dropped if it runs ``AprilGan``.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-__all__ = ["install", "register"]
+__all__ = ["install", "is_quiet_command", "register"]
 
 SWITCH = "ANOMALIB_APRILGAN_AUTOLOAD"
+VERBOSE = "ANOMALIB_APRILGAN_VERBOSE"
 PACKAGE = "anomalib_aprilgan"
 AWAITED = "anomalib.models"
 CLASSES = (
@@ -87,6 +89,20 @@ def register() -> None:
             allowed_modules.add(PACKAGE)
 
 
+def is_quiet_command() -> bool:
+    """Whether this process is anomalib's command, and the user has not asked for all messages."""
+    program = getattr(sys, "argv", [""])[0].replace("\\", "/").rpartition("/")[2]
+    return program.partition(".")[0] == "anomalib" and os.environ.get(VERBOSE, "0") in {"", "0"}
+
+
+def _drop_warnings_of_imports() -> None:
+    """Drop the warnings about old modules that anomalib's models raise on import, if the command names AprilGan."""
+    if is_quiet_command() and any("AprilGan" in argument for argument in sys.argv):
+        import warnings  # noqa: PLC0415
+
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"timm\.|anomalib\.")
+
+
 def _is_being_imported(module_name: str, class_name: str) -> bool:
     """Whether the import of a module has begun but has not defined the class yet."""
     module = sys.modules.get(module_name)
@@ -131,5 +147,6 @@ class _Loader:
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader  # nobody else needs to see the wrapper
         module.__loader__ = self._loader
+        _drop_warnings_of_imports()
         self._loader.exec_module(module)
         register()

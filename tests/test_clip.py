@@ -18,6 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from anomalib_aprilgan.files import downloads
+from anomalib_aprilgan.files.downloads import MissingFileError
+from anomalib_aprilgan.method import towers
 from anomalib_aprilgan.method.clip import Clip
 from anomalib_aprilgan.method.clip_weights import resize_positional_embedding
 from anomalib_aprilgan.method.prompts import prompt_ensemble
@@ -417,6 +420,7 @@ def test_a_tag_s_file_is_read_like_any_other(make_clip, make_variant, monkeypatc
     source = {"url": "", "hf_hub": "somewhere/else/"}
     monkeypatch.setitem(open_clip_pretrained._PRETRAINED, make_variant(), {"some_tag": source})
     asked = []
+    monkeypatch.setattr(towers, "find_in_hub", lambda *repository: None)  # a server answers
     monkeypatch.setattr(
         open_clip_pretrained,
         "download_pretrained",
@@ -452,6 +456,20 @@ def test_an_unknown_tag_is_refused(backbone, tags, pretrained):
     assert f"({tags}" in str(error.value)
 
 
+def test_a_folder_of_weights_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is a folder") as error:
+        Clip("ViT-L-14-336", tmp_path, 336, quick_gelu=False)
+    assert "open_clip_model.safetensors" in str(error.value)
+
+
+def test_weights_in_the_format_of_transformers_are_refused(make_clip, weights, tmp_path):
+    foreign = {f"vision_model.encoder.layers.0.{name}": value for name, value in weights.items()}
+    with pytest.raises(ValueError, match="transformers") as error:
+        make_clip(pretrained=as_safetensors(foreign, tmp_path))
+    assert "ViT-L-14-336px.pt" in str(error.value)
+    assert str(tmp_path / "clip.safetensors") in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("backbone", "tag", "address"),
     [
@@ -465,13 +483,33 @@ def test_a_failed_download_names_urls_and_paths(monkeypatch, tmp_path, backbone,
         raise ConnectionError(msg)
 
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(open_clip_pretrained, "download_pretrained", fail)
-    with pytest.raises(RuntimeError, match="no route to host") as error:
+    monkeypatch.setattr(downloads, "get_hf_file_metadata", fail)
+    monkeypatch.setattr(open_clip_pretrained, "download_pretrained", pytest.fail)  # would try again and again
+    with pytest.raises(MissingFileError, match="no route to host") as error:
         Clip(backbone, tag, 336, quick_gelu=False)
-    for part in (address, f"'{tag}' of {backbone}", "`pretrained`"):
+    for part in (address, f"'{tag}' of {backbone}", "`--model.pretrained PATH`", "`--model.backbone ViT-demo`"):
         assert part in str(error.value)
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)  # noqa: S301
     if tag == "openai":
         assert str(tmp_path / ".cache" / "clip" / "ViT-L-14-336px.pt") in str(error.value)
+
+
+def test_a_file_in_the_hub_s_cache_is_used_offline(make_clip, make_variant, monkeypatch, clip_weights):
+    source = {"url": "", "hf_hub": "somewhere/else/clip.pt"}
+    monkeypatch.setitem(open_clip_pretrained._PRETRAINED, make_variant(), {"some_tag": source})
+    cache = {("somewhere/else", "clip.pt"): str(clip_weights)}
+    monkeypatch.setattr(downloads, "try_to_load_from_cache", lambda *file: cache.get(file))
+    monkeypatch.setattr(downloads, "get_hf_file_metadata", pytest.fail)
+    assert_same_features(make_clip(backbone="variant", pretrained="some_tag"), make_clip())
+
+
+def test_a_file_with_an_address_alone_is_downloaded_into_open_clip_s_cache(
+    make_clip, make_variant, monkeypatch, clip_weights, tmp_path
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setitem(open_clip_pretrained._PRETRAINED, make_variant(), {"some_tag": {"url": clip_weights.as_uri()}})
+    assert_same_features(make_clip(backbone="variant", pretrained="some_tag"), make_clip())
+    assert [path.name for path in (tmp_path / ".cache" / "clip").iterdir()] == [clip_weights.name]
 
 
 @IGNORE_TRACING_WARNINGS

@@ -81,7 +81,7 @@ def test_each_image_has_a_row_and_a_picture(
     assert all(Path(row["heatmap"]).is_file() for row in rows)
     assert len({row["heatmap"] for row in rows}) == len(rows) == 8
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith(f"{sum(row['label'] == 'anomalous' for row in rows)} of 8 images are anomalous.")
+    assert last.startswith(f"{sum(row['label'] == 'anomalous' for row in rows)} of 8 images are anomalous (threshold: ")
     assert str(results(tmp_path) / "predictions.csv") in last
     assert str(results(tmp_path) / "images") in last
 

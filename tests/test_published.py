@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from anomalib_aprilgan.files import published
+from anomalib_aprilgan.files import downloads, published
 from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
 from anomalib_aprilgan.files.published import MIRROR_VARIABLE, PUBLISHED, PublishedAdapters, fetch
 
@@ -25,7 +25,7 @@ class Mirror:
     Attributes:
         content: Content of ``/folder/visa_pretrained.pth`` on the server; ``None`` if there is no such file.
         cached: Path of the file in the cache.
-        mode: Fault of the server: ``"nonsense"``, ``"truncated"``, or none.
+        mode: Fault of the server: ``"nonsense"``, ``"truncated"``, ``"silent"``, or none.
         requests: Requested paths.
     """
 
@@ -34,6 +34,7 @@ class Mirror:
     mode: str = ""
     requests: list[str] = field(default_factory=list)
     server: ThreadingHTTPServer | None = None
+    stopped: threading.Event = field(default_factory=threading.Event)
 
     @property
     def address(self) -> str:
@@ -45,7 +46,9 @@ class Mirror:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 mirror.requests.append(self.path)
-                if mirror.mode == "nonsense":
+                if mirror.mode == "silent":
+                    mirror.stopped.wait()
+                elif mirror.mode == "nonsense":
                     self.wfile.write(b"nonsense\r\n\r\n")
                 elif mirror.content is None or self.path != "/folder/visa_pretrained.pth":
                     self.send_error(404)
@@ -63,6 +66,7 @@ class Mirror:
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def stop(self) -> None:
+        self.stopped.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -147,11 +151,11 @@ def test_without_a_mirror_the_authors_repository_is_used(mirror, monkeypatch):
     monkeypatch.delenv(MIRROR_VARIABLE)
     asked = []
 
-    def download(url: str, path: str, **options: object) -> None:
+    def download(url: str, path: Path) -> None:
         asked.append(url)
-        Path(path).write_bytes(mirror.content)
+        path.write_bytes(mirror.content)
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setattr(published, "download", download)
     assert fetch("visa").read_bytes() == mirror.content
     assert asked == [f"{published.SOURCE}/visa_pretrained.pth"]
 
@@ -203,6 +207,14 @@ def test_a_server_that_is_down_is_named(mirror):
     assert mirror.address in assert_refused(mirror)
 
 
+def test_a_silent_server_is_named(mirror, monkeypatch):
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.05)
+    mirror.mode = "silent"
+    message = assert_refused(mirror)
+    assert mirror.address in message
+    assert "timed out" in message
+
+
 def test_a_server_with_an_invalid_response_is_named(mirror):
     mirror.mode = "nonsense"
     assert mirror.address in assert_refused(mirror)
@@ -223,7 +235,7 @@ def test_after_a_failure_the_next_attempt_succeeds(mirror):
 
 def test_a_cache_without_write_access_is_named(mirror):
     mirror.cached.parent.parent.write_bytes(b"a file in place of the folder")
-    with pytest.raises(RuntimeError, match="could not be downloaded") as error:
+    with pytest.raises(RuntimeError, match="the download failed") as error:
         fetch("visa")
     assert str(mirror.cached) in str(error.value)
 

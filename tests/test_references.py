@@ -53,6 +53,51 @@ def test_a_text_file_lists_images(tmp_path):
     assert files_in_source(source) == [absolute, relative]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_lists_may_have_any_unicode_encoding(tmp_path, encoding):
+    """Windows programs write a byte-order mark, and some write UTF-16."""
+    names = ["Prüfling ä.png", "图像.png", "c d.png"]
+    expected = [write_image(tmp_path / "Maße und 尺寸" / name) for name in names]
+    lines = "".join(f"Maße und 尺寸/{name}\r\n" for name in names)
+    mark = "\ufeff" if encoding.endswith("e") else ""
+    (tmp_path / "Liste ü.txt").write_bytes((mark + lines).encode(encoding))
+    assert files_in_source(tmp_path / "Liste ü.txt") == expected
+
+
+def test_a_list_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "list.txt").write_bytes("Prüfling.png".encode("cp1252"))
+    with pytest.raises(ValueError, match="UTF-8"):
+        files_in_source(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize(
+    ("folders", "advice"),
+    [
+        (["train/good", "test/good", "test/crack", "ground_truth/crack"], "train/good"),
+        (["train/good", "test/crack"], "train/good"),
+        (["train/ok", "test/ko"], "train/ok"),
+        (["bottle/train/good", "bottle/ground_truth/crack"], "bottle/train/good"),
+        (["good", "crack"], "good"),
+        (["Normal", "Anomaly"], "Normal"),
+        (["images", "masks"], ""),
+        (["images", "images/Ground Truth"], ""),
+    ],
+)
+def test_a_folder_with_masks_or_defects_is_refused(tmp_path, folders, advice):
+    for folder in folders:
+        write_image(tmp_path / folder / "000.png")
+    with pytest.raises(ValueError, match="`few_shot_source`") as error:
+        files_in_source(tmp_path)
+    assert ("for instance" in str(error.value)) == bool(advice)
+    assert repr(str(tmp_path / advice)) in str(error.value)
+
+
+@pytest.mark.parametrize("folders", [["train/good"], ["monday", "tuesday"], ["good/left", "good/right"], ["test"]])
+def test_other_subfolders_are_searched(tmp_path, folders):
+    expected = [write_image(tmp_path / folder / "000.png") for folder in folders]
+    assert files_in_source(tmp_path) == expected
+
+
 def test_relative_paths_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     path = write_image(tmp_path / "lists" / "a.png")

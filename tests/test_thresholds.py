@@ -140,7 +140,9 @@ def test_references_without_a_validation_set_the_threshold(
 
 
 def test_a_threshold_from_normal_images_tells_damaged_from_normal(engine: Engine, tmp_path: Path) -> None:
-    root = write_sample_data(tmp_path / "data", ("corduroy",), ("crack", "hole"), size=96, train=23, test=8) / "corduroy"
+    root = (
+        write_sample_data(tmp_path / "data", ("corduroy",), ("crack", "hole"), size=96, train=23, test=8) / "corduroy"
+    )
     model = AprilGan(
         backbone="ViT-demo", class_name="corduroy", k_shot=4, few_shot_source=root / "train/good", visualizer=False
     )

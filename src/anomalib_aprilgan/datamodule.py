@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
 from anomalib_aprilgan.integration.auxiliary_dataset import AuxiliaryDataset, AuxiliaryItem, Category, EpochSampler
+from anomalib_aprilgan.integration.command_line import with_short_errors
 from anomalib_aprilgan.integration.runs import seed_of
 
 __all__ = ["AuxiliaryDataModule", "category_names"]
@@ -56,6 +57,7 @@ class AuxiliaryDataModule(AnomalibDataModule):
         >>> datamodule = AuxiliaryDataModule(source=Visa(root="./datasets/visa"))
     """
 
+    @with_short_errors
     def __init__(
         self,
         source: AnomalibDataModule | list[AnomalibDataModule],

@@ -23,10 +23,13 @@ from anomalib_aprilgan.export.products import Product, apply_product
 from anomalib_aprilgan.integration import preparation, runs, training
 from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.calibration import MapRange
+from anomalib_aprilgan.integration.command_line import with_short_errors
 from anomalib_aprilgan.integration.finite_scores import refuse_non_finite_scores
+from anomalib_aprilgan.integration.metrics import paper_evaluator
 from anomalib_aprilgan.integration.post_processing import snapshot
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
 from anomalib_aprilgan.integration.predictions import PredictionFiles
+from anomalib_aprilgan.integration.quiet import quieten_command
 from anomalib_aprilgan.integration.setup import AUTO_ADAPTER
 from anomalib_aprilgan.integration.setup_module import SetupModule
 from anomalib_aprilgan.method.architecture import AUTO
@@ -75,7 +78,8 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         method: Switches for ablation studies. Default: those of the checkpoint, else the paper's method.
         pre_processor: anomalib's component; ``True`` for the default (8-bit resizing, CLIP's normalisation).
         post_processor: anomalib's component; ``True`` for the default.
-        evaluator: anomalib's component; ``True`` for the default (the paper's seven metrics). No part of checkpoints.
+        evaluator: anomalib's component; ``True`` for the default (the paper's seven metrics; in validations of a
+            training, all but PRO as ``val_image_AUROC`` and so on). No part of checkpoints.
         visualizer: anomalib's component; ``True`` for the default, with score, label and proportions in the picture.
         predictions: Which files ``Engine.predict`` writes beside the pictures. ``True``: the table
             ``predictions.csv``; ``False``: none.
@@ -90,6 +94,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         >>> Engine().test(AprilGan(k_shot=4), datamodule=MVTecAD(category="metal_nut"))  # doctest: +SKIP
     """
 
+    @with_short_errors
     def __init__(
         self,
         backbone: str | None = None,
@@ -110,6 +115,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         visualizer: Visualizer | bool = True,
         predictions: PredictionFiles | bool = True,
     ) -> None:
+        quieten_command()
         if not isinstance(learning_rate, float | int) or not 0 < learning_rate < float("inf"):
             msg = f"Expected argument `learning_rate` to be positive, such as 0.001, but got {learning_rate!r}."
             raise ValueError(msg)
@@ -120,7 +126,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
                 AprilGanPreProcessor(blueprint.default_image_size) if pre_processor is True else pre_processor
             ),
             post_processor=post_processor,
-            evaluator=evaluator,
+            evaluator=paper_evaluator(watches_training=adapter is None) if evaluator is True else evaluator,
             visualizer=visualizer,
         )
         components = {"pre_processor": pre_processor, "post_processor": post_processor, "visualizer": visualizer}
@@ -166,7 +172,9 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
     # ---- Stages -----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Refuse a training that would train nothing; let datamodules do without a validation split."""
+        """Limit a training, or refuse one that would train nothing; let datamodules do without a validation split."""
+        if stage == TrainerFn.FITTING:
+            training.limit_epochs(self.trainer)
         datamodule = runs.datamodule_of(self.trainer)
         if stage == TrainerFn.VALIDATING and isinstance(datamodule, AuxiliaryDataModule) and self.adapter is not None:
             msg = (

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from anomalib_aprilgan import __version__
 from anomalib_aprilgan.export.exported_files import annotate, export_folder, replacing
 from anomalib_aprilgan.integration.checkpoints import non_finite_state
+from anomalib_aprilgan.integration.command_line import with_short_errors
 from anomalib_aprilgan.integration.quiet import quietly
 from anomalib_aprilgan.integration.setup import ANY_CLASS
 from anomalib_aprilgan.method.clip import copy_without_text
@@ -81,6 +82,7 @@ class Exportable(ExportMixin):
                 facts[name] = threshold.item()
         return {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
 
+    @with_short_errors
     def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
         """Export as a pickled module, for anomalib's ``TorchInferencer``.
 
@@ -96,6 +98,7 @@ class Exportable(ExportMixin):
             path = ExportMixin.to_torch(deployed, unfinished, model_file_name)
         return export_folder(export_root, ExportType.TORCH) / path.name
 
+    @with_short_errors
     def to_onnx(
         self,
         export_root: Path | str,
@@ -129,6 +132,7 @@ class Exportable(ExportMixin):
             annotate(path, deployed.metadata)
         return export_folder(export_root, ExportType.ONNX) / path.name
 
+    @with_short_errors
     def to_openvino(  # type: ignore[override]  # anomalib's other arguments are in kwargs
         self,
         export_root: Path | str,

@@ -15,12 +15,12 @@ from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
 from platformdirs import user_cache_path
 
 from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
+from anomalib_aprilgan.files.downloads import MissingFileError, download
 
-__all__ = ["MIRROR_VARIABLE", "PUBLISHED", "PublishedAdapters", "fetch"]
+__all__ = ["MIRROR_VARIABLE", "PUBLISHED", "PublishedAdapters", "fetch", "missing_adapters"]
 
 logger = logging.getLogger(__name__)
 
@@ -78,40 +78,58 @@ def fetch(name: str) -> Path:
         Path of the file in the cache.
 
     Raises:
-        RuntimeError: If the file cannot be downloaded or its git object id is wrong; the message names the URL and the
-            path in the cache.
+        MissingFileError: If the file cannot be downloaded or its git object id is wrong; the message names the URL and
+            the path in the cache.
     """
     published = PUBLISHED[name]
-    path = user_cache_path("anomalib-aprilgan") / published.file_name
+    path = _cached(name)
     if path.is_file():
         if _git_object_id(path) == published.git_object_id:
             return path
         logger.warning("The file %s is damaged (wrong git object id). It is downloaded again.", path)
 
     url = f"{os.environ.get(MIRROR_VARIABLE, SOURCE).rstrip('/')}/{published.file_name}"
-    advice = (
-        f"Download {SOURCE}/{published.file_name} on another machine and put it at {path}, or pass its path as "
-        f"`adapter`, or set {MIRROR_VARIABLE} to the URL of a folder that contains it."
-    )
-    logger.info("Downloading the published adapters %r from %s", name, url)
+    advice = _advice(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
             unfinished = Path(folder) / path.name
-            torch.hub.download_url_to_file(url, str(unfinished), progress=True)
+            download(url, unfinished)
             found = _git_object_id(unfinished)
             if found == published.git_object_id:
                 unfinished.replace(path)
     except (OSError, HTTPException, ValueError) as error:
-        msg = f"The published adapters {name!r} could not be downloaded from {url}: {error}. {advice}"
-        raise RuntimeError(msg) from error
+        reason = f"{url}: {error}"
+        raise MissingFileError(reason, advice) from error
     if found != published.git_object_id:
-        msg = (
-            f"Expected the file {url} to have the git object id {published.git_object_id}, but got {found}. It was "
-            f"deleted. {advice}"
-        )
-        raise RuntimeError(msg)
+        reason = f"{url} has the git object id {found} instead of {published.git_object_id} and was deleted"
+        raise MissingFileError(reason, advice)
     return path
+
+
+def missing_adapters(adapter: str | Path | None) -> tuple[str, ...]:
+    """Say where published adapters must be put if they are not in the cache.
+
+    Args:
+        adapter: Any value of the argument `adapter`.
+
+    Returns:
+        A text for :class:`MissingFileError`; nothing if no file is missing.
+    """
+    is_missing = isinstance(adapter, str) and adapter in PUBLISHED and not _cached(adapter).is_file()
+    return (_advice(str(adapter)),) if is_missing else ()
+
+
+def _cached(name: str) -> Path:
+    return user_cache_path("anomalib-aprilgan") / PUBLISHED[name].file_name
+
+
+def _advice(name: str) -> str:
+    return (
+        f"Adapters ({name!r}, 13 MB): {SOURCE}/{PUBLISHED[name].file_name}\n  Put the file at {_cached(name)}, or "
+        f"anywhere with `--model.adapter PATH` (in Python: adapter=PATH), or set {MIRROR_VARIABLE} to the URL of a "
+        "folder that holds it."
+    )
 
 
 def _git_object_id(path: Path) -> str:

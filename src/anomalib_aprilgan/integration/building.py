@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from anomalib_aprilgan.files.downloads import MissingFileError
+from anomalib_aprilgan.files.published import missing_adapters
+from anomalib_aprilgan.integration.setup import Arguments, Data, with_adapter
 from anomalib_aprilgan.method.architecture import AUTO, DEFAULT_BACKBONE, Architecture
 from anomalib_aprilgan.method.options import MethodOptions
+from anomalib_aprilgan.method.setup import Setup
 from anomalib_aprilgan.torch_model import AprilGanModel
 
 __all__ = ["Blueprint"]
@@ -65,3 +69,14 @@ class Blueprint:
         if made is not None and (made.architecture, made.method) == (Architecture.of(**wanted), method):
             return made
         return AprilGanModel(**wanted, method=method, adapter=adapter)
+
+    def with_adapters(self, error: MissingFileError, arguments: Arguments, data: Data | None) -> MissingFileError:
+        """Add adapters that will be loaded later to a message about missing files, if they are missing as well.
+
+        Args:
+            error: The message.
+            arguments: What the user asked for.
+            data: Describes the run's datamodule; ``None`` if it has none.
+        """
+        adapter = with_adapter(arguments, Setup(), data, self._given.get("backbone", DEFAULT_BACKBONE)).adapter
+        return MissingFileError(error.reason, *dict.fromkeys((*error.files, *missing_adapters(adapter))))

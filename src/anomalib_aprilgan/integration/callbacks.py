@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_aprilgan.integration.checkpoints import check_checkpoint
+from anomalib_aprilgan.integration.command_line import end_command, with_short_errors
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
 from anomalib_aprilgan.integration.predictions import PredictionTable
@@ -124,9 +125,9 @@ class ModelCallback(Callback):
                 logger.warning(calibration.warning)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Raise an error that explains the fault of the checkpoint, if the run has one and it has a fault."""
-        if pl_module is self._model and isinstance(exception, Exception) and trainer.ckpt_path is not None:
-            try:
-                check_checkpoint(trainer.ckpt_path)
-            except ValueError as error:
-                raise error from None
+        """Explain the fault of the run's checkpoint, if it has one. On the command line, print the message alone."""
+        if pl_module is not self._model or not isinstance(exception, Exception):
+            return
+        if trainer.ckpt_path is not None:
+            with_short_errors(check_checkpoint)(trainer.ckpt_path)
+        end_command(exception)

@@ -173,7 +173,9 @@ def _load_adapters(model: AprilGanModel, wanted: Setup) -> bool:
         return False
     before = [weight.clone() for weight in model.adapters.state_dict().values()]
     model.load_adapters(wanted.adapter)
-    logger.info("Adapters: %r, trained on %s", wanted.adapter, ", ".join(model.trained_on) or "unknown data")
+    more = f" and {len(model.trained_on) - 4} more" if len(model.trained_on) > 4 else ""  # noqa: PLR2004
+    trained_on = ", ".join(model.trained_on[:4]) or "unknown data"
+    logger.info("Adapters: %r, trained on %s%s", wanted.adapter, trained_on, more)
     after = model.adapters.state_dict().values()
     return not all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 

@@ -3,6 +3,8 @@
 
 """Finding, drawing and reading the normal reference images (arXiv 2305.17382, section 3.3)."""
 
+import codecs
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -19,24 +21,33 @@ __all__ = ["draw", "files_in_source", "normal_training_files", "read_references"
 
 File = TypeVar("File", str, Path)
 
+NORMAL = {"good", "normal", "ok"}
+"""Usual names of folders of normal images, in lower case."""
+
+MASKS = re.compile("mask|ground.?truth|annotation|segmentation|^gt$")
+"""Matches usual names of folders of masks, in lower case."""
+
 
 def files_in_source(source: str | Path, argument: str = "few_shot_source") -> list[Path]:
     """List the image files of a source.
 
     Args:
         source: A folder (searched with its subfolders), an image, or a text file with one path per line. In a text
-            file, empty lines and lines that begin with ``#`` are ignored, and relative paths start from its folder.
+            file (UTF-8 or UTF-16), empty lines and lines that begin with ``#`` are ignored, and relative paths start
+            from its folder.
         argument: Name of the argument in error messages.
 
     Returns:
         The files; files of a folder are in alphabetical order.
 
     Raises:
-        ValueError: If the source does not exist, contains no images, or lists a file that does not exist.
+        ValueError: If the source does not exist, contains no images, holds masks or defects in subfolders, or lists a
+            file that does not exist.
     """
     source = Path(source).expanduser()
     if source.is_dir():
         files = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+        _refuse_labelled_folder(source, files, argument)
     elif source.is_file() and source.suffix.lower() in IMG_EXTENSIONS:
         files = [source]
     elif source.is_file():
@@ -56,13 +67,34 @@ def files_in_source(source: str | Path, argument: str = "few_shot_source") -> li
     return files
 
 
+def _refuse_labelled_folder(source: Path, files: Sequence[Path], argument: str) -> None:
+    """Refuse a folder whose subfolders hold masks or defects, such as a category of a data set."""
+    folders = sorted({folder for file in files for folder in file.relative_to(source).parents if folder.name})
+    for folder in folders:
+        name = folder.name.lower()
+        beside = {other.name.lower() for other in folders if other.parent == folder.parent} - {name}
+        if MASKS.search(name) or (name == "test" and "train" in beside) or (name in NORMAL and beside):
+            normal = [found for found in folders if found.name.lower() in NORMAL]
+            of_training = [found for found in normal if "train" in found.parts]
+            advice = f", for instance {str(source / (of_training or normal)[0])!r}" if normal else ""
+            others = f" beside {', '.join(sorted(beside))}" if beside else ""
+            msg = (
+                f"Expected argument `{argument}` to hold normal images alone, but {str(source)!r} has the subfolder "
+                f"{str(folder)!r}{others}: masks and defects would be taken as normal. Pass the folder of the normal "
+                f"images{advice}, or a text file that lists image paths."
+            )
+            raise ValueError(msg)
+
+
 def _files_in_list(source: Path, argument: str) -> list[Path]:
+    content = source.read_bytes()
+    is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in content.decode("utf-16" if is_utf_16 else "utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         msg = (
             f"Expected argument `{argument}` to be a folder, an image ({', '.join(IMG_EXTENSIONS)}) or a text "
-            f"file that lists image paths, but {str(source)!r} is none of these."
+            f"file in UTF-8 that lists image paths, but {str(source)!r} is none of these."
         )
         raise ValueError(msg) from error
     files = [source.parent / line for line in lines if line and not line.startswith("#")]

@@ -25,6 +25,7 @@ __all__ = [
     "DEFAULT_SEED",
     "check_files",
     "command_line_seed",
+    "command_line_value",
     "datamodule_of",
     "describe",
     "image_files",
@@ -40,18 +41,30 @@ DEFAULT_SEED = 0
 """Seed where `seed_everything` was not called; Lightning's default as well."""
 
 
+def command_line_value(trainer: Trainer | None, name: str) -> object:
+    """Return a value of the configuration of anomalib's command, which leaves it in one of the trainer's callbacks.
+
+    Args:
+        trainer: The run's trainer.
+        name: Name of the value, for instance ``"trainer.max_epochs"``.
+
+    Returns:
+        The value; ``None`` if it is not given, and outside of anomalib's command.
+    """
+    for callback in getattr(trainer, "callbacks", ()):
+        if isinstance(callback, SaveConfigCallback):
+            return callback.config.get(name)
+    return None
+
+
 def command_line_seed(trainer: Trainer | None) -> int | None:
     """Return the number of ``--seed_everything`` on anomalib's command line, which 2.7 reads but does not apply.
 
     Args:
-        trainer: The run's trainer; the command line leaves its configuration in one of its callbacks.
+        trainer: The run's trainer.
     """
-    for callback in getattr(trainer, "callbacks", ()):
-        if isinstance(callback, SaveConfigCallback):
-            seed = callback.config.get("seed_everything")
-            if isinstance(seed, int) and not isinstance(seed, bool):
-                return seed
-    return None
+    seed = command_line_value(trainer, "seed_everything")
+    return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
 
 
 def seed_of(trainer: Trainer | None) -> int:

@@ -3,6 +3,7 @@
 
 """A module of anomalib around the plain model: made when needed, set up by value, saved with its setup."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from threading import RLock
@@ -18,9 +19,11 @@ from lightning.pytorch import Callback, LightningModule
 from torch import nn
 from typing_extensions import Self
 
+from anomalib_aprilgan.files.downloads import MissingFileError
 from anomalib_aprilgan.integration import checkpoints, preparation, runs
 from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.callbacks import model_callbacks
+from anomalib_aprilgan.integration.command_line import with_short_errors
 from anomalib_aprilgan.integration.components import check_components, components_to_restore, write_components
 from anomalib_aprilgan.integration.metrics import paper_evaluator
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
@@ -32,6 +35,7 @@ from anomalib_aprilgan.torch_model import AprilGanModel
 
 __all__ = ["SetupModule"]
 
+logger = logging.getLogger(__name__)
 
 _MAKING = RLock()
 """Held while a plain model is made, so that several threads get the same one."""
@@ -74,7 +78,13 @@ class SetupModule(LightningModule):
         adapter = self.adapter if saved is None and self.adapter != AUTO_ADAPTER else None
         made = cast("AprilGanModel | None", self._modules.get("model"))
         with torch.inference_mode(mode=False):  # a run may be what uses the model first
-            model = self._blueprint.make(saved, made, adapter)
+            try:
+                model = self._blueprint.make(saved, made, adapter)
+            except MissingFileError as error:
+                if saved is not None and self.adapter == AUTO_ADAPTER:  # the checkpoint brings the adapters
+                    raise
+                data = runs.describe(runs.datamodule_of(runs.running_trainer(self)))
+                raise self._blueprint.with_adapters(error, self.arguments, data) from error
             if model is not made:
                 self.model = model.to(device=self.device, dtype=cast("torch.dtype", self.dtype)).train(self.training)
         if isinstance(self.pre_processor, AprilGanPreProcessor) and "pre_processor" not in self._given_components:
@@ -186,6 +196,7 @@ class SetupModule(LightningModule):
         return model_callbacks(cast("AnomalibModule", self), cast("list[Callback]", super().configure_callbacks()))
 
     @classmethod
+    @with_short_errors
     def load_from_checkpoint(  # type: ignore[override]
         cls,
         checkpoint_path: str | Path,
@@ -245,4 +256,6 @@ class SetupModule(LightningModule):
         loaded = super().load_state_dict(checkpoints.fitted_state(state_dict, module), strict, assign)
         if not checkpoints.is_calibrated_for(state_dict, module):
             preparation.reset_calibration(self)
+        if extra_state is not None and self.reference_files:
+            logger.info("Reference images in the state: %s", ", ".join(self.reference_files))
         return loaded

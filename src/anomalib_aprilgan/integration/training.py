@@ -16,9 +16,45 @@ from anomalib_aprilgan.integration.setup import ANY_CLASS
 from anomalib_aprilgan.method.losses import adapter_loss
 from anomalib_aprilgan.torch_model import AprilGanModel
 
-__all__ = ["check_training_data", "class_of_training", "compute_loss", "make_optimizer", "training_data"]
+__all__ = [
+    "check_training_data",
+    "class_of_training",
+    "compute_loss",
+    "limit_epochs",
+    "make_optimizer",
+    "training_data",
+]
 
 logger = logging.getLogger(__name__)
+
+EPOCHS = 15
+"""Epochs of the paper's training on VisA (section 4.1); on MVTec AD, it takes 3."""
+
+LIGHTNING_EPOCHS = 1000
+"""Lightning's value of `max_epochs` where nothing limits a training."""
+
+
+def limit_epochs(trainer: Trainer) -> None:
+    """Limit a training to the paper's 15 epochs, unless the user has limited it. Log which holds.
+
+    Lightning does not say whether its default was given explicitly. On anomalib's command line the configuration does;
+    from Python, 1,000 epochs count as not given.
+
+    Args:
+        trainer: The trainer of a training that has not begun.
+    """
+    given = runs.command_line_value(trainer, "trainer.max_epochs")
+    if (trainer.max_epochs, trainer.max_steps) == (LIGHTNING_EPOCHS, -1) and given is None:
+        trainer.fit_loop.max_epochs = EPOCHS
+        logger.info(
+            "Training for %d epochs, the paper's number for VisA (for MVTec AD: 3). Set `max_epochs` to change it "
+            "(on the command line: --trainer.max_epochs).",
+            EPOCHS,
+        )
+    else:
+        limits = {"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps}
+        chosen = ", ".join(f"{name}={limit}" for name, limit in limits.items() if limit not in {None, -1})
+        logger.info("Training until the limit that was given: %s", chosen or "max_time, or none")
 
 
 def make_optimizer(model: AprilGanModel, learning_rate: float, trainer: Trainer | None) -> Optimizer:

@@ -27,8 +27,8 @@ def read_clip_weights(path: Path) -> dict[str, Tensor]:
         Tensors by name, without the prefix ``module.`` of distributed training.
 
     Raises:
-        ValueError: If the file is damaged, holds no state dict, or contains NaN or infinite values; the message names
-            the file.
+        ValueError: If the file is damaged, holds no state dict, has the format of the package transformers, or contains
+            NaN or infinite values; the message names the file.
     """
     content, _ = read_weight_file(path, "CLIP weights", torchscript=True)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
@@ -36,6 +36,13 @@ def read_clip_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         names = f"a dict with {', '.join(map(str, list(content)[:4]))}" if isinstance(content, dict) else type(content)
         msg = f"Expected {path} to contain the state dict of a CLIP (names and tensors), but it contains {names}."
+        raise ValueError(msg)
+    if any(str(name).startswith(("vision_model.", "text_model.")) for name in content):
+        msg = (
+            f"Expected {path} to contain a CLIP in OpenAI's or open_clip's format, but it has that of the package "
+            "transformers (vision_model...). Use OpenAI's file, for instance ViT-L-14-336px.pt, or open_clip's, for "
+            "instance open_clip_model.safetensors."
+        )
         raise ValueError(msg)
     weights = {re.sub(r"^module\.", "", str(name)): value for name, value in content.items()}
     refuse_non_finite(non_finite(weights.items()), f"The file {path}")

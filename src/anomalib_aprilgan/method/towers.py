@@ -20,6 +20,7 @@ from open_clip import pretrained as open_clip_pretrained
 from torch import Tensor, nn
 
 from anomalib_aprilgan.files import embedded
+from anomalib_aprilgan.files.downloads import MissingFileError, download, find_in_hub
 from anomalib_aprilgan.method.clip_weights import read_clip_weights, resize_positional_embedding
 
 __all__ = [
@@ -55,7 +56,7 @@ def build_towers(backbone: str, pretrained: str | Path | None, image_size: int, 
     Raises:
         ValueError: If the architecture is unknown or no standard ViT, if there is no such tag or file, or if the patch
             size does not divide the image size.
-        RuntimeError: If the weights cannot be downloaded.
+        MissingFileError: If the weights cannot be downloaded.
     """
     config = _architecture(backbone)
     grid = _grid(backbone, int(config["vision_cfg"]["patch_size"]), image_size)
@@ -164,10 +165,12 @@ def _load_weights(backbone: str, pretrained: str | Path) -> Weights:
             return read_clip_weights(embedded.WEIGHTS)
         tags = [embedded.TAG]
     if not open_clip_pretrained.is_pretrained_cfg(backbone, str(pretrained)):
+        found = "is a folder" if path.is_dir() and str(pretrained) else "is neither a tag nor an existing file"
         msg = (
             f"Expected argument `pretrained` to be a tag that open_clip has for {backbone} "
-            f"({', '.join(tags) if tags else 'there is none'}), the path of a file with CLIP weights, or None for "
-            f"random weights, but got {str(pretrained)!r}, which is neither a tag nor an existing file."
+            f"({', '.join(tags) if tags else 'there is none'}), the path of a file with CLIP weights such as "
+            f"ViT-L-14-336px.pt or open_clip_model.safetensors, or None for random weights, but got "
+            f"{str(pretrained)!r}, which {found}."
         )
         raise ValueError(msg)
     return read_clip_weights(_download_weights(backbone, str(pretrained)))
@@ -178,21 +181,24 @@ def _download_weights(backbone: str, tag: str) -> Path:
     source = open_clip_pretrained.get_pretrained_cfg(backbone, tag)
     url = source.get("url", "")
     cached = Path("~/.cache/clip").expanduser() / Path(url).name
+    repository, _, name = source.get("hf_hub", "").rpartition("/")
+    names = [name] if name else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
     try:
-        if url and cached.is_file():  # open_clip 3.x looks in the Hugging Face cache only
-            return Path(open_clip_pretrained.download_pretrained_from_url(url))
-        return Path(open_clip_pretrained.download_pretrained(source))
+        if repository and not (url and cached.is_file()):  # open_clip 3.x looks in the Hugging Face cache only
+            found = find_in_hub(repository, names)
+            return found or Path(open_clip_pretrained.download_pretrained(source))
+        if not cached.is_file():
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            download(url, cached)
+        return Path(open_clip_pretrained.download_pretrained_from_url(url))
     except Exception as error:  # network, hub and file system raise errors of many types
-        repository, _, file_name = source.get("hf_hub", "").rpartition("/")
-        hub = f"https://huggingface.co/{repository}/resolve/main/{file_name or 'open_clip_model.safetensors'}"
-        places = [place for place in (url, hub if repository else "") if place]
-        or_cache = f", or put it at {cached}" if url else ""
-        msg = (
-            f"The weights {tag!r} of {backbone} are not on this machine and could not be downloaded "
-            f"({type(error).__name__}: {error}). Without network access, download {' or '.join(places)} on another "
-            f"machine, copy it here, and pass its path as `pretrained`{or_cache}."
-        )
-        raise RuntimeError(msg) from error
+        hub = f"https://huggingface.co/{repository}/resolve/main/{names[0]}"
+        place = f"at {cached}, or anywhere" if url else "anywhere"
+        or_hub = f" The file {hub} works as well, but only with its path." if url and repository else ""
+        advice = f"Put the file {place} with `--model.pretrained PATH` (in Python: pretrained=PATH).{or_hub}"
+        file = f"CLIP ({tag!r} of {backbone}): {url or hub}\n  {advice}"
+        reason = f"{type(error).__name__}: {error}"
+        raise MissingFileError(reason, file) from error
 
 
 def _load_into(towers: Towers, weights: Weights, grid: int, source: str) -> None:
