@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -417,6 +418,28 @@ def test_images_without_masks(run: Callable[..., pd.DataFrame], sample_root: Pat
     assert set(table.status) == {"done"}, table.error.tolist()
     assert table.filter(like="image_AU").notna().all(axis=None)
     assert table.filter(like="pixel_").isna().all(axis=None)
+
+
+def test_examples_of_the_same_name_stay_apart_and_earlier_ones_go(
+    run: Callable[..., pd.DataFrame], sample_root: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "bolts"
+    for part, source in {"good": "train/good", "bad/a/x/y": "test/stain", "bad/b/x/y": "test/scratch"}.items():
+        shutil.copytree(sample_root / "gravel" / source, root / part)
+    folders = {"root": str(root), "normal_dir": "good", "abnormal_dir": "bad", "num_workers": 0}
+    data = {"class_path": "Folder", "init_args": {"name": "bolts", "val_split_mode": "same_as_test", **folders}}
+    run(data=data, categories=None, examples=6)
+    examples = tmp_path / "comparison/examples"
+    names = {json.loads(path.read_text())["image"] for path in examples.glob("*/*/*.json")}
+    assert {name for name in names if name.startswith("bad")} == {
+        f"bad/{part}/x/y/00{number}.png" for part in "ab" for number in range(3)
+    }
+    assert len(list(examples.glob("*/*/image.png"))) == len(names) == 7, "and a normal one"
+    html = (tmp_path / "comparison/report.html").read_text()
+    assert all(name in html for name in names)
+    shutil.rmtree(tmp_path / "comparison/runs")
+    run(data=data, categories=None, examples=1)
+    assert len(list(examples.glob("*/*/image.png"))) == len(list(examples.glob("*/*/*.json"))) == 2
 
 
 def test_winclip_with_a_wrong_open_clip_is_refused() -> None:

@@ -30,6 +30,7 @@ CLASSES = {
 }
 NOTHING = "–"  # noqa: RUF001  # a dash
 CATEGORIES = ("bottle", "tile", "wood")
+STARTED = "2026-01-02T03:04:05"
 WEIRD = '<b>|x" & `y_ *z*</td><script>alert(1)</script>{{ 1 }}\n{% x %}'
 
 
@@ -39,7 +40,7 @@ def run(model: str = "ours", shots: Any = 0, seed: int = 0, **values: Any) -> di
     row |= {key: values.pop(key) for key in ("data", "category") if key in values}
     numbers = np.random.default_rng(list("|".join(map(str, row.values())).encode())).uniform(0.5, 1, 14)
     row |= dict(zip((*METRICS, *AUTHORS_METRICS), numbers, strict=True))
-    row |= {"status": "done", "class_path": CLASSES.get(model, f"somewhere.{model}"), "started": "2026-01-02T03:04:05"}
+    row |= {"status": "done", "class_path": CLASSES.get(model, f"somewhere.{model}"), "started": STARTED}
     return row | {"images": 10, "settings": "0123", "device": "cpu", "torch": "2.9"} | values
 
 
@@ -327,25 +328,29 @@ def draw_example(
         key = {"model": model, "data": "MVTecAD", "category": category, "shots": str(shots), "seed": str(seed)}
         stem = safe_name(*key.values())
         Image.fromarray(hot).save(example / f"{stem}.png")
-        content = key | {"image": image, "score": score, "label": label, "anomalous": anomalous}
+        content = key | {"image": image, "score": score, "label": label, "anomalous": anomalous, "started": STARTED}
         (example / f"{stem}.json").write_text(json.dumps(content), encoding="utf-8")
     return example
 
 
 def test_examples_show_heatmaps_scores_and_wrong_labels(tmp_path: Path) -> None:
-    folder_of(tmp_path, [*grid(), run("a/b", 0, 3)])
+    seeds = (3, 4, 10, 11, 100)
+    rows = [run("ours", 0, seed) for seed in (2, *seeds)] + [run("theirs", 4), run("a/b", 0, 3, category="tile")]
+    folder_of(tmp_path, [*rows, run("theirs", 0, started="later"), failed(model="theirs", shots=2)])
     first = {("ours", 0, 2): (0.81, True), ("theirs", 4, 0): (0.22, False)}
-    others = {("ours", 0, seed): (0.33, False) for seed in (3, 4, 10, 11, 100)}
-    draw_example(tmp_path, "bottle", "hole/000.png", first | others)
-    seen = {("a/b", 0, 3): (0.64, True), ("unknown", 0, 3): (0.6, True)}
-    draw_example(tmp_path, "tile", "good/<i>.png", seen, anomalous=False)
+    others = {("ours", 0, seed): (0.33, False) for seed in seeds}
+    unknown = dict.fromkeys([("theirs", 0, 0), ("theirs", 2, 0), ("ours", 1, 0)], (0.44, True))
+    draw_example(tmp_path, "bottle", "hole/000.png", first | others | unknown)
+    draw_example(tmp_path, "tile", "good/<i>.png", {("a/b", 0, 3): (0.64, True)}, anomalous=False)
     page, _ = written(tmp_path)
     table = next(table for table in page.tables if "ground truth" in table[0])
-    assert table[0][2:] == ["a/b zero-shot", "ours zero-shot", "theirs 4-shot"], "by shots, then models in their order"
+    assert table[0][2:] == ["a/b zero-shot", "ours zero-shot", "theirs 4-shot"], (
+        "by shots, then models in their order, without earlier attempts and failed or unknown runs"
+    )
     assert [[" ".join(cell.split()) for cell in row] for row in table[1:]] == [
         ["bottle hole/000.png", "", NOTHING, "0.81 anomalous", "0.22 normal ✗"],
         ["tile good/<i>.png", "no mask", "0.64 anomalous ✗", NOTHING, NOTHING],
-    ], "only the first seed, only models with results"
+    ], "only the first seed"
     images = [
         Image.open(BytesIO(b64decode(address.partition(",")[2])))
         for address in page.addresses

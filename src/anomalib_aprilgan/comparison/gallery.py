@@ -5,7 +5,6 @@
 
 import json
 from base64 import b64encode
-from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +16,7 @@ from anomalib.visualization.image.functional import apply_colormap, overlay_imag
 from PIL import Image
 
 from anomalib_aprilgan.comparison.results import KEY
-from anomalib_aprilgan.comparison.tables import order
+from anomalib_aprilgan.comparison.tables import done_of, order
 
 __all__ = ["Gallery", "GalleryRow", "Prediction", "read_gallery", "scale"]
 
@@ -27,6 +26,9 @@ PIXELS: Final = 160
 
 OPACITY: Final = 0.6
 """Opacity of the heatmaps, as in the demonstration."""
+
+IDENTITY: Final = [*KEY, "started"]
+"""Columns that tell the attempts of a run apart."""
 
 Column = tuple[str, str]
 """Shots and model."""
@@ -83,18 +85,20 @@ class Gallery:
     found: int
 
 
-def read_gallery(folder: Path, models: Iterable[str]) -> Gallery:
+def read_gallery(folder: Path, runs: pd.DataFrame) -> Gallery:
     """Read example images: the first ones of each category, and of each model the predictions with its first seed.
 
     Args:
         folder: Folder of the examples; it may be missing.
-        models: Names of the models in their order. Others are left out.
+        runs: Prepared runs. Examples of other runs, and of earlier attempts of a run, are left out.
 
     Returns:
         At most 24 images, without rows if there are none.
     """
-    places = {model: place for place, model in enumerate(models)}
-    found = [line for path in sorted(folder.glob("*/*/*.json")) if (line := _read_prediction(path))["model"] in places]
+    places = {model: place for place, model in enumerate(runs["model"].cat.categories)}
+    identities = set(done_of(runs)[IDENTITY].astype(str).itertuples(index=False, name=None))
+    lines = [line for path in sorted(folder.glob("*/*/*.json")) if (line := _read_prediction(path)) is not None]
+    found = [line for line in lines if tuple(line[name] for name in IDENTITY) in identities]
     if not found:
         return Gallery([], [], 0)
     keys = {"seed": order, "shots": order, "model": places.get, "category": order}
@@ -120,14 +124,14 @@ def scale() -> str:
     return _data_url(apply_colormap(Image.fromarray(grey)))
 
 
-def _read_prediction(path: Path) -> dict[str, Any]:
-    """Read the file of a prediction; its model is ``None`` if the file is damaged."""
+def _read_prediction(path: Path) -> dict[str, Any] | None:
+    """Read the file of a prediction; ``None`` if it is damaged."""
     try:
         line = json.loads(path.read_text(encoding="utf-8"))
-        texts = {name: str(line[name]) for name in (*KEY, "image")}
+        texts = {name: str(line[name]) for name in (*IDENTITY, "image")}
         score, label, anomalous = float(line["score"]), bool(line["label"]), bool(line["anomalous"])
     except (ValueError, KeyError, TypeError):
-        return {"model": None}
+        return None
     return {
         **texts,
         "score": score,

@@ -105,7 +105,7 @@ class ComparisonJob(Job):
         trace = ""
         try:  # some models print progress bars of their own
             with quietly(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-                row |= {"status": DONE, **self._measure([task_id or 0] if is_on_gpu else 1)}
+                row |= {"status": DONE, **self._measure([task_id or 0] if is_on_gpu else 1, row["started"])}
         except Exception as error:  # of any kind: the other runs are done all the same
             if isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise self._not_saved(error) from error
@@ -125,7 +125,7 @@ class ComparisonJob(Job):
     def _not_saved(self, error: Exception) -> RunNotSavedError:
         return RunNotSavedError(f"{self.planned}: {error}")
 
-    def _measure(self, devices: int | list[int]) -> dict[str, Any]:
+    def _measure(self, devices: int | list[int], started: str) -> dict[str, Any]:
         """Train or set up the model, and test it."""
         planned = self.planned
         reset_peak_memory()
@@ -134,7 +134,7 @@ class ComparisonJob(Job):
         seed_everything(planned.seed, workers=True, verbose=False)
         model = make_model(planned.component, k_shot or 0)
         model.evaluator = AprilGan.configure_evaluator()
-        writer = ExampleWriter(self.options.output / EXAMPLES, planned, self.options.examples)
+        writer = ExampleWriter(self.options.output / EXAMPLES, planned, started, self.options.examples)
         model.visualizer = cast("Any", writer)
         datamodule = make_datamodule(planned.datamodule, planned.category)
         arguments = {"accelerator": "auto", **self.options.trainer, "devices": devices}

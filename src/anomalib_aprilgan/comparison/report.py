@@ -109,7 +109,7 @@ def write_report(folder: str | Path) -> Path:
         "settings": settings[settings["arguments"] != ""].to_dict("records"),
         "sections": {data: _results_by_protocol(of_data, styles) for data, of_data in by_data.items()},
         "without_masks": {data for data, of_data in by_data.items() if _has_image_metrics_only(of_data)},
-        "gallery": read_gallery(folder / EXAMPLES, styles),
+        "gallery": read_gallery(folder / EXAMPLES, runs),
         "scale": scale(),
         "costs": summaries.cost_table(runs),
         "failures": summaries.failure_table(runs),
