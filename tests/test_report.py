@@ -220,6 +220,44 @@ def test_a_number_that_some_runs_lack_is_marked(tmp_path: Path) -> None:
     assert f"{100 * expected:.1f} ‡ |" in markdown
 
 
+def test_long_errors_are_folded(tmp_path: Path) -> None:
+    error = "RuntimeError: <b>" + "too long\n" * 50
+    page, _ = written(folder_of(tmp_path, [run(), failed(error, model="theirs")]))
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    (folded,) = re.findall(r"<details><summary><span>(.*?)</span></summary></details>", html, flags=re.DOTALL)
+    assert folded == error.replace("<", "&lt;").replace(">", "&gt;")
+    assert "-webkit-line-clamp: 2" in html
+    assert page.table("error")[0][-1] == error
+
+
+def test_the_title_is_the_name_of_the_data(tmp_path: Path) -> None:
+    def arguments(**values: str) -> str:
+        return json.dumps({"data": {"class_path": "somewhere.Folder", "init_args": values}})
+
+    bolts = run(data="Folder", category="", arguments=arguments(name="<bolts>", root="data/x"))
+    screws = run(arguments=arguments(root="data/screws"))
+    standard = run(data="Visa", category="pcb1", arguments=arguments(root="data/visa"))
+    page, markdown = written(folder_of(tmp_path, [bolts, screws, standard]))
+    title = "<bolts>, screws (MVTecAD), Visa: comparison of 1 model"
+    assert page.text.count(title) == 2, "title and heading"
+    assert markdown.startswith(r"# \<bolts\>, screws (MVTecAD), Visa: comparison of 1 model")
+    assert [row[2] for row in page.table("s per image")] == ["<bolts>", "screws (MVTecAD)", "Visa"]
+    same = [run(arguments=arguments(name="a")), run(data="Visa", category="pcb1", arguments=arguments(name="a"))]
+    assert "a (MVTecAD), a (Visa): comparison" in written(folder_of(tmp_path / "same", same))[0].text
+
+
+def test_pages_and_plots_follow_the_colour_scheme(tmp_path: Path) -> None:
+    page, _ = written(folder_of(tmp_path, grid()))
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "@media screen and (prefers-color-scheme: dark)" in html
+    svgs = [b64decode(address.partition(",")[2]).decode() for address in page.addresses if "svg" in address[:20]]
+    assert svgs
+    for svg in svgs:
+        assert "@media (prefers-color-scheme: dark) { svg { color:" in svg
+        assert "fill: currentColor" in svg
+        assert not re.search(r"(fill|stroke): #(000000|ffffff|16191d)", svg), "readable on white and on dark"
+
+
 def test_nothing_but_failures(tmp_path: Path) -> None:
     page, markdown = written(folder_of(tmp_path, [failed(model="ours"), failed(model="theirs")]))
     assert "2 of 2 runs failed" in page.text
