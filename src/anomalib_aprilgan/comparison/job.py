@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 from anomalib_aprilgan.comparison.authors_protocol import AuthorsProtocol
 from anomalib_aprilgan.comparison.callbacks import ExampleWriter, References, Stopwatch
+from anomalib_aprilgan.comparison.components import make_datamodule, make_model
 from anomalib_aprilgan.comparison.environment import describe_environment, peak_memory_mb, reset_peak_memory
 from anomalib_aprilgan.comparison.folder import EXAMPLES, UNFINISHED, write_file
-from anomalib_aprilgan.comparison.grid import Run, make_datamodule, make_model
+from anomalib_aprilgan.comparison.grid import Run
 from anomalib_aprilgan.comparison.results import DONE, FAILED, KEY, METRICS, traceback_file, write_run
 from anomalib_aprilgan.integration.quiet import quietly
 from anomalib_aprilgan.integration.quiet_engine import quiet_engine
