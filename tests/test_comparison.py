@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -32,7 +33,7 @@ from anomalib_aprilgan.comparison import components
 from anomalib_aprilgan.comparison import folder as files
 from anomalib_aprilgan.comparison.checks import find_categories
 from anomalib_aprilgan.comparison.compare import compare
-from anomalib_aprilgan.comparison.environment import check_environment
+from anomalib_aprilgan.comparison.environment import PeakMemory, check_environment, describe_environment, device_of_run
 from anomalib_aprilgan.comparison.folder import prepare_folder, safe_name, write_file
 from anomalib_aprilgan.comparison.grid import make_grid, shard_of
 from anomalib_aprilgan.comparison.results import COLUMNS, METRICS, read_runs, write_run
@@ -507,6 +508,34 @@ def test_examples_of_the_same_name_stay_apart_and_earlier_ones_go(
     shutil.rmtree(tmp_path / "comparison/runs")
     run(data=data, categories=None, examples=1)
     assert len(list(examples.glob("*/*/image.png"))) == len(list(examples.glob("*/*/*.json"))) == 2
+
+
+def test_memory_is_that_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = bytearray(b"1") * 300_000_000
+    del large
+    before = PeakMemory(torch.device("cpu"))
+    large = bytearray(b"1") * 200_000_000
+    with_large = before.megabytes
+    del large
+    after = PeakMemory(torch.device("cpu")).megabytes
+    assert 190 < with_large - after < 250, "not the peak of the process so far"
+    assert math.isnan(PeakMemory(torch.device("mps")).megabytes)
+    calls: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", calls.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: calls.append(device) or 3_000_000)
+    assert PeakMemory(torch.device("cuda", 1)).megabytes == 3
+    assert calls == [torch.device("cuda", 1)] * 2, "not of the first GPU"
+
+
+def test_the_device_is_the_one_that_lightning_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert [str(device_of_run(name, 1)) for name in ("auto", "gpu", "cuda", "mps", "cpu")] == [
+        *("cuda:1", "cuda:1", "cuda:1", "mps:0", "cpu")
+    ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [str(device_of_run(name, 1)) for name in ("auto", "gpu", "mps", "cpu")] == ["mps:0", "mps:0", "mps:0", "cpu"]
+    assert describe_environment(torch.device("cpu"))["device"].startswith("cpu (")
 
 
 def test_winclip_with_a_wrong_open_clip_is_refused() -> None:

@@ -102,8 +102,8 @@ class Stopwatch(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Start the clock before the model's own callbacks, one of which pre-processes the batch."""
-        del trainer, pl_module, batch, batch_idx, dataloader_idx
-        self._batch_start = _now()
+        del trainer, batch, batch_idx, dataloader_idx
+        self._batch_start = _now(pl_module.device)
 
     def on_test_batch_end(
         self,
@@ -115,15 +115,15 @@ class Stopwatch(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Stop the clock before the model's own callbacks, which post-process the batch and update metrics."""
-        del trainer, pl_module, outputs, batch_idx, dataloader_idx
-        self.image_seconds += _now() - self._batch_start
+        del trainer, outputs, batch_idx, dataloader_idx
+        self.image_seconds += _now(pl_module.device) - self._batch_start
         self.images += batch.batch_size
 
 
-def _now() -> float:
-    """Return the time in seconds, after the GPU has finished its work."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _now(device: torch.device) -> float:
+    """Return the time in seconds, after the device has finished its work."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 
