@@ -1,9 +1,9 @@
-"""Measure exported models: python benchmark_export.py cost|quality [FOLDER].
+"""Measure exported models.
 
 `cost` prints seconds per image (median, one image at a time), peak memory and file size of each form, with random CLIP
 weights, for ViT-B-16 at 224 px and ViT-L-14-336 at 518 px. Each form is measured in a process of its own, which loads
 only its own runtime. `quality` prints the AUROC of each form with ViT-demo, on kinds that it was not trained on.
-Exported files stay in FOLDER.
+Exported files stay in the folder.
 """
 
 import json
@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -167,7 +168,7 @@ def sample_data(folder: Path, kinds: tuple[str, ...], test: int) -> Path:
     return root if root.is_dir() else write_sample_data(root, kinds, size=128, train=8, test=test)
 
 
-def main(task: str, *arguments: str) -> None:
+def main(task: str = "", *arguments: str) -> None:
     """Run a task of the command line. The tasks `export` and `measure` are for processes that this script starts."""
     if task == "measure":
         measure(arguments[0], Path(arguments[1]), int(arguments[2]))
@@ -175,8 +176,11 @@ def main(task: str, *arguments: str) -> None:
         name, folder, data, model = arguments
         print(export(FORMS[name], Path(folder), Path(data), "gear", json.loads(model)))
     else:
-        folder = Path(arguments[0] if arguments else mkdtemp())
-        {"cost": cost, "quality": quality}[task](folder)
+        parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+        parser.add_argument("task", choices=("cost", "quality"))
+        parser.add_argument("folder", nargs="?", type=Path, help="by default a new temporary folder")
+        options = parser.parse_args([task, *arguments] if task else [])
+        {"cost": cost, "quality": quality}[options.task](options.folder or Path(mkdtemp()))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
-"""Score a folder of images, few-shot: python few_shot_folder.py GOOD_FOLDER FOLDER CLASS_NAME [K_SHOT].
+"""Score a folder of images, few-shot.
 
-K_SHOT images of GOOD_FOLDER are the normal reference images. The script writes heatmaps to
-results/AprilGan/latest/images. It needs no masks, no labels and no training.
+Some images of a folder of normal ones are the references. The script writes heatmaps to results/AprilGan/latest/images.
+It needs no masks, no labels and no training.
 """
 
-import sys
-
-from anomalib.engine import Engine
-
-from anomalib_aprilgan import AprilGan
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
 
-def main(good: str, folder: str, class_name: str, k_shot: str = "4") -> None:
+def main(options: Namespace) -> None:
     """Print the reference images, then one line per image with the most anomalous first."""
-    model = AprilGan(class_name=class_name, k_shot=int(k_shot), few_shot_source=good)
-    batches = Engine(logger=False).predict(model, data_path=folder)
+    from anomalib.engine import Engine
+
+    from anomalib_aprilgan import AprilGan
+
+    clip = {"backbone": options.backbone, "pretrained": options.pretrained, "adapter": options.adapter}
+    model = AprilGan(class_name=options.class_name, k_shot=options.k_shot, few_shot_source=options.good, **clip)
+    batches = Engine(logger=False).predict(model, data_path=options.folder)
     print("References:", *model.reference_files, sep="\n  ")
     scores = [(float(batch.pred_score), path) for batch in batches for path in batch.image_path]
     for score, path in sorted(scores, reverse=True):
@@ -22,4 +23,12 @@ def main(good: str, folder: str, class_name: str, k_shot: str = "4") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("good", help="folder of normal images")
+    parser.add_argument("folder", help="folder of the images to score")
+    parser.add_argument("class_name", help="name of the object or surface, for instance 'metal nut'")
+    parser.add_argument("k_shot", nargs="?", type=int, default=4, help="number of references (default: 4)")
+    parser.add_argument("--backbone", help="architecture of open_clip, or ViT-demo, which needs no download")
+    parser.add_argument("--pretrained", default="auto", help="file with CLIP's weights, if there is no network")
+    parser.add_argument("--adapter", default="auto", help="file with adapters, if there is no network")
+    main(parser.parse_args())

@@ -2,7 +2,12 @@
 # Try the main commands on a fresh machine, without network, in minutes: write data, train adapters, test zero-shot and
 # few-shot, and predict heatmaps. The CLIP is ViT-demo, which is part of the package. The images are photographs with drawn
 # defects.
+#   bash first_run.sh [FOLDER]
 set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+  sed -n "2,/^set/{/^#/s/^# //p}" "$0"
+  exit
+fi
 out=${1:-first_run}
 clip=(--model AprilGan --model.backbone ViT-demo)
 data=(--data MVTecAD --data.root "$out/data" --data.category gravel --data.num_workers 0)
@@ -14,7 +19,7 @@ anomalib fit "${clip[@]}" --model.adapter null --data AuxiliaryDataModule \
   --data.source MVTecAD --data.source.root "$out/data" --data.source.category brick \
   --data.categories "[brick,coffee,coins,grass,text]" --data.num_workers 0 \
   --trainer.max_epochs 3 --seed_everything 111 --default_root_dir "$out/training"
-adapter=$(ls -t "$out"/training/AprilGan/AuxiliaryDataModule/v*/weights/lightning/model.ckpt | head -n 1)
+adapter=$out/training/AprilGan/AuxiliaryDataModule/latest/weights/lightning/model.ckpt
 
 echo "Testing on the sixth, zero-shot ..."
 anomalib test "${clip[@]}" --model.adapter "$adapter" "${data[@]}" --default_root_dir "$out/zero_shot"

@@ -1,4 +1,4 @@
-"""Score images with ONNX Runtime, without anomalib and torch: python run_onnx.py MODEL.onnx IMAGE...
+"""Score images with ONNX Runtime, without anomalib and torch.
 
 Export the model first:
     anomalib export --model AprilGan --model.class_name bolt --model.k_shot 4 --model.few_shot_source path/to/good \
@@ -6,21 +6,22 @@ Export the model first:
 The script writes a heatmap of each image to the current folder. Images may have any size.
 """
 
-import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from PIL import Image
 
 
-def main(model: str, *files: str) -> None:
+def main(options: Namespace) -> None:
     """Print the class and the references of the model, then one line per image."""
-    session = onnxruntime.InferenceSession(model)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(options.model)
     metadata = session.get_modelmeta().custom_metadata_map
     print(f"class {metadata['class_name']}, references {metadata['reference_files']}")
     outputs = [output.name for output in session.get_outputs()]
-    for file in map(Path, files):
+    for file in options.images:
         image = np.asarray(Image.open(file).convert("RGB"), np.float32) / 255
         found = dict(zip(outputs, session.run(outputs, {"input": image.transpose(2, 0, 1)[None]}), strict=True))
         label = "abnormal" if found["pred_label"][0] else "normal"
@@ -30,4 +31,7 @@ def main(model: str, *files: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="exported ONNX file")
+    parser.add_argument("images", type=Path, nargs="+")
+    main(parser.parse_args())

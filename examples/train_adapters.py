@@ -1,29 +1,35 @@
-"""Train adapters on labelled data: python train_adapters.py MVTEC_ROOT ADAPTERS.safetensors [EPOCHS].
+"""Train adapters on labelled data, as in the paper.
 
-Train on all categories of a data set that is not tested later, as in the paper. MVTEC_ROOT is a folder with the layout
-of MVTec AD. Only the data may differ from the paper.
+Train on all categories of a data set that is not tested later. Only the data may differ from the paper.
 """
 
-import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from anomalib.data import MVTecAD
-from anomalib.engine import Engine
-from lightning import seed_everything
 
-from anomalib_aprilgan import AprilGan, AuxiliaryDataModule
-
-
-def main(root: str, output: str, epochs: str = "3") -> None:
+def main(options: Namespace) -> None:
     """Train adapters and write them to a small file."""
+    from anomalib.data import MVTecAD
+    from anomalib.engine import Engine
+    from lightning import seed_everything
+
+    from anomalib_aprilgan import AprilGan, AuxiliaryDataModule
+
     seed_everything(111)
-    category = next(path.name for path in sorted(Path(root).iterdir()) if (path / "test").is_dir())
-    datamodule = AuxiliaryDataModule(source=MVTecAD(root, category=category), mosaic_probability=0.2, num_workers=2)
-    model = AprilGan(adapter=None)
-    Engine(logger=False, max_epochs=int(epochs)).fit(model, datamodule=datamodule)
-    print(f"Trained on {', '.join(model.model.trained_on)}: {model.model.save_adapters(output)}")
-    print(f"Use them: anomalib test --model AprilGan --model.adapter {output} ...")
+    category = next(path.name for path in sorted(options.root.iterdir()) if (path / "test").is_dir())
+    source = MVTecAD(options.root, category=category)
+    datamodule = AuxiliaryDataModule(source=source, mosaic_probability=0.2, num_workers=2)
+    model = AprilGan(backbone=options.backbone, pretrained=options.pretrained, adapter=None)
+    Engine(logger=False, max_epochs=options.epochs).fit(model, datamodule=datamodule)
+    print(f"Trained on {', '.join(model.model.trained_on)}: {model.model.save_adapters(options.output)}")
+    print(f"Use them: anomalib test --model AprilGan --model.adapter {options.output} ...")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="data set in the folder layout of MVTec AD")
+    parser.add_argument("output", help="file to write, with the suffix .safetensors")
+    parser.add_argument("epochs", nargs="?", type=int, default=3, help="number of epochs (default: 3)")
+    parser.add_argument("--backbone", help="architecture of open_clip, or ViT-demo, which needs no download")
+    parser.add_argument("--pretrained", default="auto", help="file with CLIP's weights, if there is no network")
+    main(parser.parse_args())

@@ -11,6 +11,7 @@ LAYOUT = """
 cli
 pretraining
 demo | comparison
+pages
 lightning_model
 datamodule | export
 integration

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import math
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
+from urllib.error import URLError
 
 import open_clip
 import pandas as pd
@@ -18,16 +22,18 @@ import pytest
 import torch
 import yaml
 from anomalib.data import MVTecAD
+from anomalib.data.datamodules.image import mvtecad, visa
 from anomalib.engine import Engine
 from anomalib.models.image.winclip import torch_model as winclip
 from lightning.pytorch import seed_everything
 
 from anomalib_aprilgan import AprilGan
 from anomalib_aprilgan.cli import main
+from anomalib_aprilgan.comparison import components
 from anomalib_aprilgan.comparison import folder as files
-from anomalib_aprilgan.comparison import grid as components
+from anomalib_aprilgan.comparison.checks import find_categories
 from anomalib_aprilgan.comparison.compare import compare
-from anomalib_aprilgan.comparison.environment import check_environment
+from anomalib_aprilgan.comparison.environment import PeakMemory, check_environment, describe_environment, device_of_run
 from anomalib_aprilgan.comparison.folder import prepare_folder, safe_name, write_file
 from anomalib_aprilgan.comparison.grid import make_grid, shard_of
 from anomalib_aprilgan.comparison.results import COLUMNS, METRICS, read_runs, write_run
@@ -38,7 +44,8 @@ PATCHCORE = {
     "class_path": "Patchcore",
     "init_args": {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False},
 }
-BROKEN = {**PATCHCORE, "init_args": {**PATCHCORE["init_args"], "backbone": "no_such_backbone"}}
+BROKEN = {**PATCHCORE, "init_args": {**PATCHCORE["init_args"], "coreset_sampling_ratio": 0.0}}
+"""A model that can be made, but fails when it is fitted."""
 
 
 @pytest.fixture
@@ -161,10 +168,11 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
 
 def test_a_failure_never_hides_a_result(tmp_path: Path) -> None:
     for images, status in enumerate(("failed", "failed", "done", "failed")):
-        write_run(tmp_path, row(status=status, images=images))
+        settings = "of a wrong configuration" if images == 0 else ""
+        write_run(tmp_path, row(status=status, images=images, settings=settings))
         assert len(read_runs(tmp_path)) == 1
         assert read_runs(tmp_path).images[0] == min(images, 2), "the latest failure, then the result"
-    write_run(tmp_path, row(images=4))
+    write_run(tmp_path, row(images=4, settings=""))
     assert len(list((tmp_path / "runs").iterdir())) == 1
     for status in ("done", "failed"):
         with pytest.raises(ValueError, match=r"holds the same run \(a, MVTecAD, tile, 0, 0\) with other settings"):
@@ -356,14 +364,75 @@ def test_failed_runs_are_reported(config: Path, tmp_path: Path, capsys: pytest.C
         assert f"{runs} of 2 runs are to be done" in capsys.readouterr().out
         table = read_runs(folder).set_index("model")
         assert table.status.to_dict() == {"bro/ken": "failed", "patchcore": "done"}
-        assert "no_such_backbone" in table.error["bro/ken"]
+        assert "coreset_size must be" in table.error["bro/ken"]
         started.append(table.started.to_dict())
     assert started[0] == started[1], "failures are not repeated by themselves"
     assert started[2]["patchcore"] == started[0]["patchcore"]
     assert started[2]["bro/ken"] > started[0]["bro/ken"]
     (traceback,) = (folder / "tracebacks").iterdir()
     assert "Traceback" in traceback.read_text()
-    assert "no_such_backbone" in (folder / "report.md").read_text()
+    assert "coreset_size must be" in (folder / "report.md").read_text()
+
+
+def test_a_corrected_configuration_is_run_without_further_ado(
+    run: Callable[..., pd.DataFrame], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"shots": [1]}
+    with pytest.raises(RuntimeError, match="1 of 1 runs failed"):
+        run(models={"patchcore": BROKEN}, **options)
+    table = run(models={"patchcore": PATCHCORE}, **options)
+    assert "1 of 1 runs are to be done" in capsys.readouterr().out
+    assert table.status.tolist() == ["done"]
+    assert not list((tmp_path / "comparison/tracebacks").iterdir())
+    assert "different settings" not in (tmp_path / "comparison/report.md").read_text()
+
+
+@pytest.mark.parametrize("root", ["absent", "empty"])
+@pytest.mark.parametrize("class_path", ["MVTecAD", "Visa", "Folder"])
+def test_missing_data_are_found_before_the_first_run(
+    class_path: str, root: str, run: Callable[..., pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (mvtecad, visa):
+        monkeypatch.setattr(module, "download_and_extract", Mock(side_effect=URLError("no network")))
+    (tmp_path / "empty").mkdir()
+    arguments = {"root": str(tmp_path / root)}
+    arguments |= {"name": "bolts", "normal_dir": "good", "abnormal_dir": "bad"} if class_path == "Folder" else {}
+    data = {"class_path": class_path, "init_args": arguments}
+    with pytest.raises(ValueError, match=rf"`data` to be .*{class_path}.* in {tmp_path / root} cannot be read: .*root"):
+        run(data=data, categories=None)
+    assert not (tmp_path / "comparison").exists()
+
+
+def test_missing_weights_are_found_before_the_first_run(
+    run: Callable[..., pd.DataFrame], tmp_path: Path, clip_weights: Path
+) -> None:
+    small = {"backbone": "golden-vit", "pretrained": str(clip_weights), "image_size": 64, "layers": [2, 4]}
+    for arguments, message in [
+        (small, "published adapters 'visa' do not fit"),
+        (small | {"pretrained": "absent.pt"}, "neither a tag nor an existing file"),
+        (small | {"adapter": "absent.pth"}, "absent.pth"),
+    ]:
+        models = {"aprilgan": APRILGAN, "without": {"class_path": "AprilGan", "init_args": arguments}}
+        with pytest.raises(RuntimeError, match=rf"The model 'without' cannot be made: .*{message}.*No run was started"):
+            run(models=models, seeds=[0, 1])
+    assert not (tmp_path / "comparison").exists()
+
+
+def test_visa_is_unpacked_before_its_categories_are_listed(sample_root: Path, tmp_path: Path) -> None:
+    """As it is when the archive was extracted by hand: without the folder `visa_pytorch`, which anomalib makes."""
+    lines = ["object,split,label,image,mask"]
+    for category in visa.VISA_CATEGORIES:
+        shutil.copytree(sample_root / "gravel", tmp_path / category)
+        for split, kind in (("train", "good"), ("test", "good"), ("test", "stain")):
+            for image in sorted((tmp_path / category / split / kind).iterdir()):
+                mask = tmp_path / category / "ground_truth" / kind / f"{image.stem}_mask.png"
+                paths = [str(path.relative_to(tmp_path)) if path.is_file() else "" for path in (image, mask)]
+                lines.append(",".join([category, split, "anomaly" if kind == "stain" else "normal", *paths]))
+    write_file(tmp_path / "split_csv" / "1cls.csv", "\n".join(lines))
+    data = {"class_path": "Visa", "init_args": {"root": str(tmp_path)}}
+    _, data = components.checked_components({}, data)
+    assert find_categories(data, None) == sorted(visa.VISA_CATEGORIES)
+    assert find_categories(data, ["pcb1"]) == ["pcb1"]
 
 
 def test_a_run_that_cannot_be_saved_stops_the_comparison(
@@ -417,6 +486,56 @@ def test_images_without_masks(run: Callable[..., pd.DataFrame], sample_root: Pat
     assert set(table.status) == {"done"}, table.error.tolist()
     assert table.filter(like="image_AU").notna().all(axis=None)
     assert table.filter(like="pixel_").isna().all(axis=None)
+
+
+def test_examples_of_the_same_name_stay_apart_and_earlier_ones_go(
+    run: Callable[..., pd.DataFrame], sample_root: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "bolts"
+    for part, source in {"good": "train/good", "bad/a/x/y": "test/stain", "bad/b/x/y": "test/scratch"}.items():
+        shutil.copytree(sample_root / "gravel" / source, root / part)
+    folders = {"root": str(root), "normal_dir": "good", "abnormal_dir": "bad", "num_workers": 0}
+    data = {"class_path": "Folder", "init_args": {"name": "bolts", "val_split_mode": "same_as_test", **folders}}
+    run(data=data, categories=None, examples=6)
+    examples = tmp_path / "comparison/examples"
+    names = {json.loads(path.read_text())["image"] for path in examples.glob("*/*/*.json")}
+    assert {name for name in names if name.startswith("bad")} == {
+        f"bad/{part}/x/y/00{number}.png" for part in "ab" for number in range(3)
+    }
+    assert len(list(examples.glob("*/*/image.png"))) == len(names) == 7, "and a normal one"
+    html = (tmp_path / "comparison/report.html").read_text()
+    assert all(name in html for name in names)
+    shutil.rmtree(tmp_path / "comparison/runs")
+    run(data=data, categories=None, examples=1)
+    assert len(list(examples.glob("*/*/image.png"))) == len(list(examples.glob("*/*/*.json"))) == 2
+
+
+def test_memory_is_that_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = bytearray(b"1") * 300_000_000
+    del large
+    before = PeakMemory(torch.device("cpu"))
+    large = bytearray(b"1") * 200_000_000
+    with_large = before.megabytes
+    del large
+    after = PeakMemory(torch.device("cpu")).megabytes
+    assert 190 < with_large - after < 250, "not the peak of the process so far"
+    assert math.isnan(PeakMemory(torch.device("mps")).megabytes)
+    calls: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", calls.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: calls.append(device) or 3_000_000)
+    assert PeakMemory(torch.device("cuda", 1)).megabytes == 3
+    assert calls == [torch.device("cuda", 1)] * 2, "not of the first GPU"
+
+
+def test_the_device_is_the_one_that_lightning_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert [str(device_of_run(name, 1)) for name in ("auto", "gpu", "cuda", "mps", "cpu")] == [
+        *("cuda:1", "cuda:1", "cuda:1", "mps:0", "cpu")
+    ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [str(device_of_run(name, 1)) for name in ("auto", "gpu", "mps", "cpu")] == ["mps:0", "mps:0", "mps:0", "cpu"]
+    assert describe_environment(torch.device("cpu"))["device"].startswith("cpu (")
 
 
 def test_winclip_with_a_wrong_open_clip_is_refused() -> None:

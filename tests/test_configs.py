@@ -40,7 +40,7 @@ def test_tests(name: str, in_small: dict[str, object], sample_root: Path, visa_r
     root = visa_root if name.startswith("visa") else sample_root
     own = {"root": root, "category": "gravel", "num_workers": 0}
     arguments = ["test", "--config", str(CONFIGS / f"{name}.yaml"), *options(in_small, "model.init_args")]
-    arguments += [*options(own, "data.init_args"), "--trainer.accelerator=cpu", f"--default_root_dir={tmp_path}"]
+    arguments += [*options(own, "data"), "--trainer.accelerator=cpu", f"--default_root_dir={tmp_path}"]
     cli = AnomalibCLI(arguments)
     assert cli.model.model.class_name == "gravel"
     assert cli.model.model.k_shot == (4 if "few" in name else 0)
@@ -55,14 +55,14 @@ def test_training(name: str, in_small: dict[str, object], sample_root: Path, vis
     root = visa_root if "visa" in name else sample_root
     arguments = ["fit", "--config", str(CONFIGS / f"{name}.yaml")]
     arguments += options({**in_small, "adapter": "null"}, "model.init_args")
-    arguments += [f"--data.init_args.source.init_args.root={root}", "--data.init_args.num_workers=0"]
-    arguments += ["--data.init_args.source.init_args.category=gravel", "--trainer.max_epochs=1"]
+    arguments += [f"--data.source.root={root}", "--data.num_workers=0"]
+    arguments += ["--data.source.category=gravel", "--trainer.max_epochs=1"]
     arguments += ["--trainer.accelerator=cpu", f"--default_root_dir={tmp_path / 'results'}"]
     cli = AnomalibCLI(arguments)
     assert cli.model.model.trained_on == tuple(
         f"{'Visa' if 'visa' in name else 'MVTecAD'}/{category}" for category in ("brick", "coins", "gravel")
     )
-    (checkpoint,) = (tmp_path / "results").rglob("*.ckpt")
+    checkpoint = tmp_path / "results/AprilGan/AuxiliaryDataModule/latest/weights/lightning/model.ckpt"
     assert checkpoint.stat().st_size < 1e6
 
 
@@ -97,9 +97,9 @@ def test_comparisons(
     config["models"]["patchcore"]["init_args"] = {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False}
     config |= {"shots": config["shots"][:2], "seeds": config["seeds"][:1], "output": str(tmp_path / "output")}
     config |= {"categories": None if "folder" in name else ["gravel"], "trainer": {"accelerator": "cpu"}}
-    config["data"]["init_args"] |= {"root": str(roots[name.partition("_")[2]]), "num_workers": 0}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    main(["compare", "--config", str(tmp_path / "config.yaml")])
+    own = {"root": roots[name.partition("_")[2]], "num_workers": 0}
+    main(["compare", "--config", str(tmp_path / "config.yaml"), *options(own, "data")])
     rows = pd.read_csv(tmp_path / "output" / "results.csv")
     assert rows.status.tolist() == ["done"] * 3, rows.error.tolist()
     assert rows.model.tolist() == ["aprilgan", "aprilgan", "patchcore"]
@@ -123,9 +123,9 @@ def test_questions_of_the_paper(name: str, models: int, sample_root: Path, tmp_p
             method["map_stages"] = [4 + stage // 6 for stage in method["map_stages"]]
     config |= {"shots": config["shots"][:1], "seeds": [0], "output": str(tmp_path / "output")}
     config |= {"categories": ["gravel"], "trainer": {"accelerator": "cpu"}}
-    config["data"]["init_args"] |= {"root": str(sample_root), "num_workers": 0}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    main(["compare", "--config", str(tmp_path / "config.yaml")])
+    own = {"root": sample_root, "num_workers": 0}
+    main(["compare", "--config", str(tmp_path / "config.yaml"), *options(own, "data")])
     rows = pd.read_csv(tmp_path / "output" / "results.csv")
     assert rows.status.tolist() == ["done"] * models, rows.error.tolist()
     assert rows.pixel_AUPR.nunique() == models, "each asks for something of its own"

@@ -1,6 +1,7 @@
 """The command `anomalib-aprilgan demo` and its page."""
 
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def test_the_command_writes_a_page_and_can_be_run_again(tmp_path: Path, capsys: 
     first = capsys.readouterr().out
     page = Page(output / "index.html")
     (output / "own.txt").write_text("mine")
+    shutil.copytree(output / "data/tested/gear", output / "data/auxiliary/gear")  # as of an earlier version
     main(["demo", "--output", str(output), "--seed", "3"])
     again = capsys.readouterr().out
 
@@ -55,8 +57,9 @@ def test_the_command_writes_a_page_and_can_be_run_again(tmp_path: Path, capsys: 
     assert re.findall(r"(corduroy|gear|mean)[\s│]+([\d.]+)[\s│]+([\d.]+)[\s│]+([\d.]+)[\s│]+([\d.]+)", again) == rows
     for row in rows:
         assert re.search(r"\s+".join(map(re.escape, row)), page.text), "the page shows the printed table"
+    assert sorted(path.name for path in (output / "data/auxiliary").iterdir()) == ["leather", "washer"]
     assert sorted(path.name for path in output.iterdir()) == ["adapters.safetensors", "data", "index.html", "own.txt"]
-    assert all(address.startswith("data:image/png;base64,") for address in page.addresses), "no other file is loaded"
+    assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses), "no other file is loaded"
     assert len(page.addresses) == 1 + 4 * (2 + 1) + 2 * 4, "the scale, the examples, the references"
     assert str(output / "data/tested/gear/train/good") in (output / "index.html").read_text(encoding="utf-8")
     _, origin = read_adapters(output / "adapters.safetensors")
@@ -78,4 +81,6 @@ def test_the_page_marks_wrong_predictions_and_escapes_names(tmp_path: Path) -> N
     assert re.search(r"0\.25 normal\s+<span class=\"wrong\">", html)
     assert re.search(r"0\.75 anomalous\s+<span class=\"correct\">", html)
     assert "<b>, hole" not in html
+    assert f"<title>{tmp_path.name}: " in html
+    assert f"<h1>{tmp_path.name}: " in html
     assert "&lt;b&gt;" in html

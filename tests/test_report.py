@@ -30,6 +30,7 @@ CLASSES = {
 }
 NOTHING = "–"  # noqa: RUF001  # a dash
 CATEGORIES = ("bottle", "tile", "wood")
+STARTED = "2026-01-02T03:04:05"
 WEIRD = '<b>|x" & `y_ *z*</td><script>alert(1)</script>{{ 1 }}\n{% x %}'
 
 
@@ -39,7 +40,7 @@ def run(model: str = "ours", shots: Any = 0, seed: int = 0, **values: Any) -> di
     row |= {key: values.pop(key) for key in ("data", "category") if key in values}
     numbers = np.random.default_rng(list("|".join(map(str, row.values())).encode())).uniform(0.5, 1, 14)
     row |= dict(zip((*METRICS, *AUTHORS_METRICS), numbers, strict=True))
-    row |= {"status": "done", "class_path": CLASSES.get(model, f"somewhere.{model}"), "started": "2026-01-02T03:04:05"}
+    row |= {"status": "done", "class_path": CLASSES.get(model, f"somewhere.{model}"), "started": STARTED}
     return row | {"images": 10, "settings": "0123", "device": "cpu", "torch": "2.9"} | values
 
 
@@ -219,6 +220,44 @@ def test_a_number_that_some_runs_lack_is_marked(tmp_path: Path) -> None:
     assert f"{100 * expected:.1f} ‡ |" in markdown
 
 
+def test_long_errors_are_folded(tmp_path: Path) -> None:
+    error = "RuntimeError: <b>" + "too long\n" * 50
+    page, _ = written(folder_of(tmp_path, [run(), failed(error, model="theirs")]))
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    (folded,) = re.findall(r"<details><summary><span>(.*?)</span></summary></details>", html, flags=re.DOTALL)
+    assert folded == error.replace("<", "&lt;").replace(">", "&gt;")
+    assert "-webkit-line-clamp: 2" in html
+    assert page.table("error")[0][-1] == error
+
+
+def test_the_title_is_the_name_of_the_data(tmp_path: Path) -> None:
+    def arguments(**values: str) -> str:
+        return json.dumps({"data": {"class_path": "somewhere.Folder", "init_args": values}})
+
+    bolts = run(data="Folder", category="", arguments=arguments(name="<bolts>", root="data/x"))
+    screws = run(arguments=arguments(root="data/screws"))
+    standard = run(data="Visa", category="pcb1", arguments=arguments(root="data/visa"))
+    page, markdown = written(folder_of(tmp_path, [bolts, screws, standard]))
+    title = "<bolts>, screws (MVTecAD), Visa: comparison of 1 model"
+    assert page.text.count(title) == 2, "title and heading"
+    assert markdown.startswith(r"# \<bolts\>, screws (MVTecAD), Visa: comparison of 1 model")
+    assert [row[2] for row in page.table("s per image")] == ["<bolts>", "screws (MVTecAD)", "Visa"]
+    same = [run(arguments=arguments(name="a")), run(data="Visa", category="pcb1", arguments=arguments(name="a"))]
+    assert "a (MVTecAD), a (Visa): comparison" in written(folder_of(tmp_path / "same", same))[0].text
+
+
+def test_pages_and_plots_follow_the_colour_scheme(tmp_path: Path) -> None:
+    page, _ = written(folder_of(tmp_path, grid()))
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "@media screen and (prefers-color-scheme: dark)" in html
+    svgs = [b64decode(address.partition(",")[2]).decode() for address in page.addresses if "svg" in address[:20]]
+    assert svgs
+    for svg in svgs:
+        assert "@media (prefers-color-scheme: dark) { svg { color:" in svg
+        assert "fill: currentColor" in svg
+        assert not re.search(r"(fill|stroke): #(000000|ffffff|16191d)", svg), "readable on white and on dark"
+
+
 def test_nothing_but_failures(tmp_path: Path) -> None:
     page, markdown = written(folder_of(tmp_path, [failed(model="ours"), failed(model="theirs")]))
     assert "2 of 2 runs failed" in page.text
@@ -327,25 +366,29 @@ def draw_example(
         key = {"model": model, "data": "MVTecAD", "category": category, "shots": str(shots), "seed": str(seed)}
         stem = safe_name(*key.values())
         Image.fromarray(hot).save(example / f"{stem}.png")
-        content = key | {"image": image, "score": score, "label": label, "anomalous": anomalous}
+        content = key | {"image": image, "score": score, "label": label, "anomalous": anomalous, "started": STARTED}
         (example / f"{stem}.json").write_text(json.dumps(content), encoding="utf-8")
     return example
 
 
 def test_examples_show_heatmaps_scores_and_wrong_labels(tmp_path: Path) -> None:
-    folder_of(tmp_path, [*grid(), run("a/b", 0, 3)])
+    seeds = (3, 4, 10, 11, 100)
+    rows = [run("ours", 0, seed) for seed in (2, *seeds)] + [run("theirs", 4), run("a/b", 0, 3, category="tile")]
+    folder_of(tmp_path, [*rows, run("theirs", 0, started="later"), failed(model="theirs", shots=2)])
     first = {("ours", 0, 2): (0.81, True), ("theirs", 4, 0): (0.22, False)}
-    others = {("ours", 0, seed): (0.33, False) for seed in (3, 4, 10, 11, 100)}
-    draw_example(tmp_path, "bottle", "hole/000.png", first | others)
-    seen = {("a/b", 0, 3): (0.64, True), ("unknown", 0, 3): (0.6, True)}
-    draw_example(tmp_path, "tile", "good/<i>.png", seen, anomalous=False)
+    others = {("ours", 0, seed): (0.33, False) for seed in seeds}
+    unknown = dict.fromkeys([("theirs", 0, 0), ("theirs", 2, 0), ("ours", 1, 0)], (0.44, True))
+    draw_example(tmp_path, "bottle", "hole/000.png", first | others | unknown)
+    draw_example(tmp_path, "tile", "good/<i>.png", {("a/b", 0, 3): (0.64, True)}, anomalous=False)
     page, _ = written(tmp_path)
     table = next(table for table in page.tables if "ground truth" in table[0])
-    assert table[0][2:] == ["a/b zero-shot", "ours zero-shot", "theirs 4-shot"], "by shots, then models in their order"
+    assert table[0][2:] == ["a/b zero-shot", "ours zero-shot", "theirs 4-shot"], (
+        "by shots, then models in their order, without earlier attempts and failed or unknown runs"
+    )
     assert [[" ".join(cell.split()) for cell in row] for row in table[1:]] == [
         ["bottle hole/000.png", "", NOTHING, "0.81 anomalous", "0.22 normal ✗"],
         ["tile good/<i>.png", "no mask", "0.64 anomalous ✗", NOTHING, NOTHING],
-    ], "only the first seed, only models with results"
+    ], "only the first seed"
     images = [
         Image.open(BytesIO(b64decode(address.partition(",")[2])))
         for address in page.addresses

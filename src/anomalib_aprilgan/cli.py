@@ -138,8 +138,8 @@ def main(args: Sequence[str] | None = None) -> None:
         subparser = ArgumentParser(description=(command.__doc__ or "").partition("\n")[0])
         if command is not compare:
             subparser.add_function_arguments(command, as_positional=True)
-        elif given[:1] == [name]:  # only then, because anomalib takes seconds to import
-            _add_arguments_of_comparison(subparser)
+        elif given[:1] == [name]:  # only then, because pandas takes half a second to import
+            _add_arguments_of_comparison(subparser, is_help={"-h", "--help"} & set(given) != set())
         subcommands.add_subcommand(name, subparser, help=subparser.description)  # type: ignore[no-untyped-call]
     config = parser.parse_args(given)
     name = config.subcommand
@@ -149,14 +149,18 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(f"anomalib-aprilgan {name}: {error}")
 
 
-def _add_arguments_of_comparison(parser: ArgumentParser) -> None:
+def _add_arguments_of_comparison(parser: ArgumentParser, *, is_help: bool) -> None:
     """Add the arguments of ``compare``: configuration file, models and data as in anomalib's command, and options."""
+    from anomalib_aprilgan.comparison.compare import compare as compare_models  # noqa: PLC0415
+
+    parser.add_argument("--config", action="config", help="YAML file with any of these arguments.")
+    if is_help:  # the types of models and data need anomalib, which takes seconds to import
+        parser.add_function_arguments(compare_models, as_positional=False)
+        return
     import warnings  # noqa: PLC0415
 
     warnings.simplefilter("ignore", FutureWarning)  # raised by imports in anomalib
-    from anomalib_aprilgan.comparison.compare import compare as compare_models  # noqa: PLC0415
-    from anomalib_aprilgan.comparison.grid import add_component_arguments  # noqa: PLC0415
+    from anomalib_aprilgan.comparison.components import add_component_arguments  # noqa: PLC0415
 
-    parser.add_argument("--config", action="config", help="YAML file with any of these arguments.")
     add_component_arguments(parser)
     parser.add_function_arguments(compare_models, as_positional=False, skip={"models", "data"})

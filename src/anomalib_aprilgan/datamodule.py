@@ -24,7 +24,7 @@ from anomalib_aprilgan.integration.auxiliary_dataset import AuxiliaryDataset, Au
 from anomalib_aprilgan.integration.command_line import with_short_errors
 from anomalib_aprilgan.integration.runs import seed_of
 
-__all__ = ["AuxiliaryDataModule", "category_names"]
+__all__ = ["AuxiliaryDataModule", "category_folders", "category_names"]
 
 logger = logging.getLogger(__name__)
 
@@ -175,12 +175,22 @@ def category_names(source: AnomalibDataModule) -> list[str]:
         Names of the category folders that contain a test split, in alphabetical order. If there are none: category of
         the datamodule, or its name.
     """
+    return category_folders(source) or [source.category or source.name]
+
+
+def category_folders(source: AnomalibDataModule) -> list[str]:
+    """List the category folders of a datamodule's data set that are on disk, as :func:`category_names` does.
+
+    Args:
+        source: A datamodule, whose data may be missing.
+
+    Returns:
+        Names of the folders; none if the data are missing, or the datamodule has no categories.
+    """
     root = getattr(source, "split_root", None) or getattr(source, "root", None)
-    if source.category and root is not None and Path(root).is_dir():
-        names = sorted(folder.name for folder in Path(root).iterdir() if any(folder.glob("test*/")))
-        if names:
-            return names
-    return [source.category or source.name]
+    if not source.category or root is None or not Path(root).is_dir():
+        return []
+    return sorted(folder.name for folder in Path(root).iterdir() if any(folder.glob("test*/")))
 
 
 def _categories_of(source: AnomalibDataModule, wanted: Sequence[str] | None) -> list[Category]:

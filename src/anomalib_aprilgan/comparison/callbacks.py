@@ -4,6 +4,8 @@
 """Callbacks of a run: they select the reference images, measure time, and write example images."""
 
 import json
+import os
+import shutil
 import time
 from io import BytesIO
 from pathlib import Path
@@ -100,8 +102,8 @@ class Stopwatch(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Start the clock before the model's own callbacks, one of which pre-processes the batch."""
-        del trainer, pl_module, batch, batch_idx, dataloader_idx
-        self._batch_start = _now()
+        del trainer, batch, batch_idx, dataloader_idx
+        self._batch_start = _now(pl_module.device)
 
     def on_test_batch_end(
         self,
@@ -113,44 +115,56 @@ class Stopwatch(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Stop the clock before the model's own callbacks, which post-process the batch and update metrics."""
-        del trainer, pl_module, outputs, batch_idx, dataloader_idx
-        self.image_seconds += _now() - self._batch_start
+        del trainer, outputs, batch_idx, dataloader_idx
+        self.image_seconds += _now(pl_module.device) - self._batch_start
         self.images += batch.batch_size
 
 
-def _now() -> float:
-    """Return the time in seconds, after the GPU has finished its work."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _now(device: torch.device) -> float:
+    """Return the time in seconds, after the device has finished its work."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 
 class ExampleWriter(Visualizer):
     """Writes images, masks and normalised anomaly maps of a few test images, for the report.
 
+    Each image has a folder, named after its path within the test images. All runs on the same data share it.
+
     Args:
         folder: Folder of the examples.
         run: The run.
+        started: When the run started. The report shows the examples of the latest attempt only.
         number: Number of anomalous images, from different defect types if possible. One normal image is added.
     """
 
-    def __init__(self, folder: Path, run: Run, number: int) -> None:
+    def __init__(self, folder: Path, run: Run, started: str, number: int) -> None:
         super().__init__()
         self._folder = folder / safe_name(run.data, run.category)
-        self._key = dict(zip(KEY, run.key, strict=True))
+        self._stem = safe_name(*run.key)
+        self._identity = {**dict(zip(KEY, run.key, strict=True)), "started": started}
         self._number = number
+        self._root = ""
         self._files: frozenset[str] = frozenset()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose the images, which are the same for every model."""
+        """Choose the images, which are the same for every model. Delete those of an earlier attempt of the run."""
         del pl_module
         samples = cast("Any", trainer).datamodule.test_data.samples
+        self._root = os.path.commonpath([Path(path).parent for path in samples.image_path])
         abnormal = samples[samples.label_index == LabelName.ABNORMAL]
         kind = abnormal.image_path.map(lambda path: Path(path).parent.name)
         nth_of_kind = abnormal.groupby(kind).cumcount()
         chosen = abnormal.assign(nth_of_kind=nth_of_kind).sort_values("nth_of_kind", kind="stable")[: self._number]
         normal = samples[samples.label_index == LabelName.NORMAL][: min(self._number, 1)]
         self._files = frozenset(map(str, [*chosen.image_path, *normal.image_path]))
+        earlier = list(self._folder.glob(f"*/{self._stem}.*"))
+        for path in earlier:
+            path.unlink()
+        for folder in {path.parent for path in earlier}:
+            if not any(folder.glob("*.json")):  # no other run has tested this image
+                shutil.rmtree(folder)
 
     def on_test_batch_end(
         self,
@@ -169,21 +183,21 @@ class ExampleWriter(Visualizer):
 
     def _write(self, item: Any) -> None:  # noqa: ANN401  # anomalib's items carry few types
         path = Path(item.image_path)
-        folder = self._folder / safe_name(*path.parts[-3:])
+        name = path.relative_to(self._root)
+        folder = self._folder / safe_name(*name.parts)
         with Image.open(path) as image:
             _save(image.convert("RGB"), folder / "image.png")
         if item.gt_mask is not None:
             _save(_grey(item.gt_mask), folder / "mask.png")
-        stem = safe_name(*self._key.values())
-        _save(_grey(item.anomaly_map), folder / f"{stem}.png")
+        _save(_grey(item.anomaly_map), folder / f"{self._stem}.png")
         prediction = {
-            **self._key,
-            "image": f"{path.parent.name}/{path.name}",
+            **self._identity,
+            "image": name.as_posix(),
             "score": float(item.pred_score),
             "label": bool(item.pred_label),
             "anomalous": bool(item.gt_label),
         }
-        write_file(folder / f"{stem}.json", json.dumps(prediction))
+        write_file(folder / f"{self._stem}.json", json.dumps(prediction))
 
 
 def _grey(values: Any) -> Image.Image:  # noqa: ANN401

@@ -4,8 +4,8 @@
 """Versions, device and memory of a run, and the check that the installed versions give right numbers."""
 
 import math
+import os
 import platform
-import sys
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 
 from anomalib_aprilgan.method.towers import runs_batch_first
 
-__all__ = ["check_environment", "describe_environment", "peak_memory_mb", "reset_peak_memory"]
+__all__ = ["PeakMemory", "check_environment", "describe_environment", "device_of_run"]
 
 DISTRIBUTIONS = {
     "anomalib_aprilgan": "anomalib-aprilgan",
@@ -22,6 +22,9 @@ DISTRIBUTIONS = {
     "torch": "torch",
     "open_clip": "open_clip_torch",
 }
+
+RESET, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+"""Linux: the file that resets the peak of the process's memory, and the file that holds it."""
 
 
 def check_environment(class_paths: Iterable[str]) -> None:
@@ -45,45 +48,64 @@ def check_environment(class_paths: Iterable[str]) -> None:
         raise RuntimeError(msg)
 
 
-def describe_environment(device: str) -> dict[str, str]:
+def device_of_run(accelerator: str, process: int) -> torch.device:
+    """Find the device that Lightning chooses for a run.
+
+    Args:
+        accelerator: The trainer's argument.
+        process: Number of the process that does the run; each has its own GPU.
+    """
+    if accelerator in {"auto", "gpu", "cuda"} and torch.cuda.is_available():
+        return torch.device("cuda", process)
+    if accelerator in {"auto", "gpu", "mps"} and torch.backends.mps.is_available():
+        return torch.device("mps", 0)
+    return torch.device("cpu")
+
+
+def describe_environment(device: torch.device) -> dict[str, str]:
     """Describe versions and device.
 
     Args:
-        device: Device that the run is computed on: ``"cpu"``, or for instance ``"cuda:0"``.
+        device: Device of the run.
 
     Returns:
         Values by column of the table of results.
     """
     name = platform.processor() or platform.machine()
-    if device.startswith("cuda"):
+    if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     versions = {column: version(distribution) for column, distribution in DISTRIBUTIONS.items()}
-    threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     return {**versions, "device": f"{device} ({name}{threads})"}
 
 
-def reset_peak_memory() -> None:
-    """Reset the peak that :func:`peak_memory_mb` reports, where the system can do so (GPUs, Linux)."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+class PeakMemory:
+    """Measures the largest memory use since it was made. Only one at a time can do so.
 
+    On an NVIDIA GPU, it is the memory that torch allocated on this GPU. On a CPU with Linux, it is the resident memory
+    of the process, libraries included. Elsewhere it is not measured.
 
-def peak_memory_mb() -> float:
-    """Return the peak memory use since the last reset, in MB: of the GPU if there is one, else of the process.
-
-    Outside Linux, it is the peak since the process started; on Windows, it is NaN.
+    Args:
+        device: Device of the run.
     """
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    status = Path("/proc/self/status")
-    if status.exists():
-        fields = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        elif self._is_measured_by_linux:
+            RESET.write_text("5", encoding="ascii")
+
+    @property
+    def _is_measured_by_linux(self) -> bool:
+        return self._device.type == "cpu" and os.access(RESET, os.W_OK)
+
+    @property
+    def megabytes(self) -> float:
+        """The largest use in MB; NaN if it is not measured."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) / 1e6
+        if not self._is_measured_by_linux:
+            return math.nan
+        fields = dict(line.split(":", 1) for line in STATUS.read_text(encoding="utf-8").splitlines())
         return int(fields["VmHWM"].split()[0]) * 1024 / 1e6
-    try:
-        import resource  # noqa: PLC0415
-    except ImportError:  # Windows
-        return math.nan
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest / 1e6 if sys.platform == "darwin" else largest * 1024 / 1e6

@@ -4,29 +4,26 @@
 """The example images of a report: image, ground truth, and the heatmaps of all models."""
 
 import json
-from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
-from anomalib.visualization.image.functional import apply_colormap, overlay_image
 from PIL import Image
 
 from anomalib_aprilgan.comparison.results import KEY
-from anomalib_aprilgan.comparison.tables import order
+from anomalib_aprilgan.comparison.tables import done_of, order
+from anomalib_aprilgan.pages.rendering import data_url, heatmap_over
 
-__all__ = ["Gallery", "GalleryRow", "Prediction", "read_gallery", "scale"]
+__all__ = ["Gallery", "GalleryRow", "Prediction", "read_gallery"]
 
 MAX_ROWS: Final = 24
 PIXELS: Final = 160
 """Longer side of the images in the page."""
 
-OPACITY: Final = 0.6
-"""Opacity of the heatmaps, as in the demonstration."""
+IDENTITY: Final = [*KEY, "started"]
+"""Columns that tell the attempts of a run apart."""
 
 Column = tuple[str, str]
 """Shots and model."""
@@ -54,7 +51,7 @@ class GalleryRow:
     """An image and its predictions.
 
     Attributes:
-        category: Category, or data set if it has no categories.
+        category: Category, or title of the data set if it has no categories.
         name: Name of the image.
         image: Data URL of the image.
         mask: Data URL of the ground truth; empty if there is none.
@@ -83,18 +80,21 @@ class Gallery:
     found: int
 
 
-def read_gallery(folder: Path, models: Iterable[str]) -> Gallery:
+def read_gallery(folder: Path, runs: pd.DataFrame, titles: Mapping[str, str]) -> Gallery:
     """Read example images: the first ones of each category, and of each model the predictions with its first seed.
 
     Args:
         folder: Folder of the examples; it may be missing.
-        models: Names of the models in their order. Others are left out.
+        runs: Prepared runs. Examples of other runs, and of earlier attempts of a run, are left out.
+        titles: Titles of the data sets.
 
     Returns:
         At most 24 images, without rows if there are none.
     """
-    places = {model: place for place, model in enumerate(models)}
-    found = [line for path in sorted(folder.glob("*/*/*.json")) if (line := _read_prediction(path))["model"] in places]
+    places = {model: place for place, model in enumerate(runs["model"].cat.categories)}
+    identities = set(done_of(runs)[IDENTITY].astype(str).itertuples(index=False, name=None))
+    lines = [line for path in sorted(folder.glob("*/*/*.json")) if (line := _read_prediction(path)) is not None]
+    found = [line for line in lines if tuple(line[name] for name in IDENTITY) in identities]
     if not found:
         return Gallery([], [], 0)
     keys = {"seed": order, "shots": order, "model": places.get, "category": order}
@@ -107,27 +107,21 @@ def read_gallery(folder: Path, models: Iterable[str]) -> Gallery:
     turns = images.groupby(["data", "category"], sort=False).cumcount()
     chosen = images["folder"][turns.sort_values(kind="stable").index[:MAX_ROWS]]
     of_images = table[table["folder"].isin(chosen)].groupby("folder", sort=False)
-    rows = [row for example, lines in of_images if (row := _read_row(example, lines)) is not None]
+    rows = [row for example, lines in of_images if (row := _read_row(example, lines, titles)) is not None]
     columns = sorted(
         {column for row in rows for column in row.predictions}, key=lambda one: (order(one[0]), places[one[1]])
     )
     return Gallery(columns, rows, len(images))
 
 
-def scale() -> str:
-    """Return a data URL of the heatmaps' colours from 0 to 1."""
-    grey = np.linspace(0, 255, 128).astype(np.uint8)[None].repeat(8, axis=0)
-    return _data_url(apply_colormap(Image.fromarray(grey)))
-
-
-def _read_prediction(path: Path) -> dict[str, Any]:
-    """Read the file of a prediction; its model is ``None`` if the file is damaged."""
+def _read_prediction(path: Path) -> dict[str, Any] | None:
+    """Read the file of a prediction; ``None`` if it is damaged."""
     try:
         line = json.loads(path.read_text(encoding="utf-8"))
-        texts = {name: str(line[name]) for name in (*KEY, "image")}
+        texts = {name: str(line[name]) for name in (*IDENTITY, "image")}
         score, label, anomalous = float(line["score"]), bool(line["label"]), bool(line["anomalous"])
     except (ValueError, KeyError, TypeError):
-        return {"model": None}
+        return None
     return {
         **texts,
         "score": score,
@@ -138,17 +132,17 @@ def _read_prediction(path: Path) -> dict[str, Any]:
     }
 
 
-def _read_row(folder: Path, lines: pd.DataFrame) -> GalleryRow | None:
+def _read_row(folder: Path, lines: pd.DataFrame, titles: Mapping[str, str]) -> GalleryRow | None:
     """Read an image and its predictions; ``None`` if the image cannot be read."""
     image, mask = _read_image(folder / "image.png", "RGB"), _read_image(folder / "mask.png", "L")
     if image is None:
         return None
     first = lines.iloc[0]
     return GalleryRow(
-        category=first["category"] or first["data"],
+        category=first["category"] or titles[first["data"]],
         name=first["image"],
-        image=_data_url(image),
-        mask="" if mask is None else _data_url(mask),
+        image=data_url(image),
+        mask="" if mask is None else data_url(mask),
         predictions={
             (line.shots, line.model): Prediction(_heatmap(line.path, image), line.score, line.label, line.is_right)
             for line in lines.itertuples()
@@ -161,8 +155,7 @@ def _heatmap(path: Path, image: Image.Image) -> str:
     grey = _read_image(path.with_suffix(".png"), "L")
     if grey is None:
         return ""
-    colours = apply_colormap(grey.resize(image.size, Image.Resampling.BICUBIC))
-    return _data_url(overlay_image(image, colours, alpha=OPACITY))
+    return data_url(heatmap_over(image, grey))
 
 
 def _read_image(path: Path, mode: str) -> Image.Image | None:
@@ -174,9 +167,3 @@ def _read_image(path: Path, mode: str) -> Image.Image | None:
         return None
     image.thumbnail((PIXELS, PIXELS), Image.Resampling.BICUBIC)
     return image
-
-
-def _data_url(image: Image.Image) -> str:
-    buffer = BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{b64encode(buffer.getvalue()).decode()}"

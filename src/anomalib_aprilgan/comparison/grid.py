@@ -1,35 +1,17 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The runs of a comparison, and the models and datamodules that they are made of."""
+"""The runs of a comparison. Imports nothing of anomalib, so that the command's help is quick."""
 
 import hashlib
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, Literal, cast
-
-import anomalib.models  # registers the models' short names
-from anomalib.data import AnomalibDataModule
-from anomalib.models.components import AnomalibModule
-from jsonargparse import ArgumentError, ArgumentParser
+from typing import Any, Literal
 
 from anomalib_aprilgan.comparison.results import KEY
 
-__all__ = [
-    "Component",
-    "Run",
-    "Shots",
-    "add_component_arguments",
-    "checked_components",
-    "is_zero_shot",
-    "make_datamodule",
-    "make_grid",
-    "make_model",
-    "shard_of",
-]
+__all__ = ["Component", "Run", "Shots", "make_grid", "shard_of"]
 
 Component = Mapping[str, Any]
 """A class of anomalib with its arguments: ``class_path`` and ``init_args``."""
@@ -144,71 +126,3 @@ def shard_of(runs: Sequence[Run], shard: str | None) -> list[Run]:
         msg = f"Expected argument `shard` to be for instance 2/4, the second of four parts, but got {shard!r}."
         raise ValueError(msg)
     return list(runs[int(number) - 1 :: int(parts)])
-
-
-def add_component_arguments(parser: ArgumentParser) -> None:
-    """Add the arguments ``models`` and ``data``, written as on anomalib's command line, to a parser."""
-    parser.add_argument("--models", type=dict[str, AnomalibModule], required=True, help="Models by names of your own.")
-    parser.add_subclass_arguments(AnomalibDataModule, "data", required=True)
-
-
-def checked_components(models: Mapping[str, Component], data: Component) -> tuple[dict[str, Component], Component]:
-    """Check classes and arguments, and complete them.
-
-    Args:
-        models: Models by name. Class paths may be short, as on anomalib's command line.
-        data: The datamodule.
-
-    Returns:
-        The same with full class paths and all default arguments.
-
-    Raises:
-        ValueError: If a class or an argument is unknown, or a model has arguments that choose its own references.
-    """
-    for name, model in models.items():
-        own = {
-            key: value for key in ("k_shot", "few_shot_source") if (value := (model.get("init_args") or {}).get(key))
-        }
-        if own:
-            msg = (
-                f"Expected the model {name!r} to use the reference images that all models get, but got {own}. Leave "
-                "these arguments out, and set the number of images in `shots`."
-            )
-            raise ValueError(msg)
-    parser = ArgumentParser(exit_on_error=False)
-    add_component_arguments(parser)
-    try:
-        parsed = parser.parse_object({"models": dict(models), "data": dict(data)}).as_dict()
-    except ArgumentError as error:
-        msg = f"Expected arguments `models` and `data` to hold classes of anomalib with their arguments: {error}"
-        raise ValueError(msg) from error
-    return parsed["models"], parsed["data"]
-
-
-def is_zero_shot(model: Component) -> bool:
-    """Return whether a model has an argument ``k_shot``; all others are trained."""
-    return "k_shot" in inspect.signature(_class_of(model)).parameters
-
-
-def make_model(model: Component, k_shot: int) -> AnomalibModule:
-    """Make a new model, with a number of reference images if it has such an argument."""
-    arguments = dict(model.get("init_args") or {}) | ({"k_shot": k_shot} if is_zero_shot(model) else {})
-    return cast("AnomalibModule", _instantiate(AnomalibModule, model, arguments))
-
-
-def make_datamodule(data: Component, category: str) -> AnomalibDataModule:
-    """Make a new datamodule, with a category unless it is empty."""
-    arguments = dict(data.get("init_args") or {}) | ({"category": category} if category else {})
-    return cast("AnomalibDataModule", _instantiate(AnomalibDataModule, data, arguments))
-
-
-def _instantiate(base: type[Any], component: Component, arguments: Mapping[str, Any]) -> object:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(base, "component")
-    content = {"class_path": component["class_path"], "init_args": dict(arguments)}
-    return parser.instantiate_classes(parser.parse_object({"component": content})).component
-
-
-def _class_of(component: Component) -> type[Any]:
-    module, _, name = str(component["class_path"]).rpartition(".")
-    return cast("type[Any]", getattr(import_module(module or anomalib.models.__name__), name))

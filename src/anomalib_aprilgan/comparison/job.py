@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 from anomalib_aprilgan.comparison.authors_protocol import AuthorsProtocol
 from anomalib_aprilgan.comparison.callbacks import ExampleWriter, References, Stopwatch
-from anomalib_aprilgan.comparison.environment import describe_environment, peak_memory_mb, reset_peak_memory
+from anomalib_aprilgan.comparison.components import make_datamodule, make_model
+from anomalib_aprilgan.comparison.environment import PeakMemory, describe_environment, device_of_run
 from anomalib_aprilgan.comparison.folder import EXAMPLES, UNFINISHED, write_file
-from anomalib_aprilgan.comparison.grid import Run, make_datamodule, make_model
+from anomalib_aprilgan.comparison.grid import Run
 from anomalib_aprilgan.comparison.results import DONE, FAILED, KEY, METRICS, traceback_file, write_run
 from anomalib_aprilgan.integration.quiet import quietly
 from anomalib_aprilgan.integration.quiet_engine import quiet_engine
@@ -91,21 +92,20 @@ class ComparisonJob(Job):
         Raises:
             RunNotSavedError: If the file could not be written, or the disk is full.
         """
-        accelerator = self.options.trainer.get("accelerator", "auto")
-        is_on_gpu = torch.cuda.is_available() and accelerator in {"auto", "gpu", "cuda"}
+        device = device_of_run(self.options.trainer.get("accelerator", "auto"), task_id or 0)
         row: dict[str, Any] = {
             **dict(zip(KEY, self.planned.key, strict=True)),
             "class_path": str(self.planned.component["class_path"]),
             "settings": self.planned.settings,
             "arguments": self.planned.arguments,
             "started": datetime.now(tz=timezone.utc).isoformat(timespec="milliseconds"),
-            **describe_environment(f"cuda:{task_id or 0}" if is_on_gpu else "cpu"),
+            **describe_environment(device),
         }
         start = time.perf_counter()
         trace = ""
         try:  # some models print progress bars of their own
             with quietly(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-                row |= {"status": DONE, **self._measure([task_id or 0] if is_on_gpu else 1)}
+                row |= {"status": DONE, **self._measure(device, row["started"])}
         except Exception as error:  # of any kind: the other runs are done all the same
             if isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise self._not_saved(error) from error
@@ -125,19 +125,23 @@ class ComparisonJob(Job):
     def _not_saved(self, error: Exception) -> RunNotSavedError:
         return RunNotSavedError(f"{self.planned}: {error}")
 
-    def _measure(self, devices: int | list[int]) -> dict[str, Any]:
+    def _measure(self, device: torch.device, started: str) -> dict[str, Any]:
         """Train or set up the model, and test it."""
         planned = self.planned
-        reset_peak_memory()
+        memory = PeakMemory(device)
         k_shot = None if planned.shots in (0, "full") else cast("int", planned.shots)
         references, stopwatch, protocol = References(k_shot, planned.seed), Stopwatch(), AuthorsProtocol()
         seed_everything(planned.seed, workers=True, verbose=False)
         model = make_model(planned.component, k_shot or 0)
         model.evaluator = AprilGan.configure_evaluator()
-        writer = ExampleWriter(self.options.output / EXAMPLES, planned, self.options.examples)
+        writer = ExampleWriter(self.options.output / EXAMPLES, planned, started, self.options.examples)
         model.visualizer = cast("Any", writer)
         datamodule = make_datamodule(planned.datamodule, planned.category)
-        arguments = {"accelerator": "auto", **self.options.trainer, "devices": devices}
+        arguments = {
+            "accelerator": "auto",
+            **self.options.trainer,
+            "devices": 1 if device.index is None else [device.index],
+        }
         with TemporaryDirectory(dir=self.options.output, prefix=UNFINISHED, ignore_cleanup_errors=True) as folder:
             engine = quiet_engine(Path(folder), callbacks=[references, stopwatch, protocol], **arguments)
             seed_everything(planned.seed, workers=True, verbose=False)  # so that splits do not depend on the model
@@ -151,7 +155,7 @@ class ComparisonJob(Job):
             "fit_seconds": round(stopwatch.fit_seconds, 3),
             "test_seconds": round(stopwatch.test_seconds, 3),
             "seconds_per_image": round(stopwatch.image_seconds / max(stopwatch.images, 1), 5),
-            "peak_memory_mb": round(peak_memory_mb(), 1),
+            "peak_memory_mb": round(memory.megabytes, 1),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "references": ";".join(references.files),
         }

@@ -24,13 +24,19 @@ class Style(NamedTuple):
     character: str
 
 
-COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""The palette of Okabe and Ito for colour-blind readers, without its yellow, which is hard to see on white."""
+COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+"""The palette of Okabe and Ito for colour-blind readers, without its yellow, which is hard to see on white, and with
+grey instead of black, which is hard to see on a dark page."""
 
 MARKERS: Final = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("X", "✖"), ("*", "★"))
 
-NEUTRAL: Final = Style("#555555", "o", "●")
+NEUTRAL: Final = Style("#7F7F7F", "o", "●")
 """Style of published figures if several models have the class."""
+
+INK: Final = "#16191d"
+"""Colour of texts and axes, which :func:`_svg` makes depend on the reader's colour scheme."""
+
+SCHEMES: Final = f"svg {{ color: {INK} }} @media (prefers-color-scheme: dark) {{ svg {{ color: #e4e7ea }} }}"
 
 SETTINGS: Final[dict[Any, Any]] = {
     "font.size": 9.0,
@@ -39,7 +45,11 @@ SETTINGS: Final[dict[Any, Any]] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#e4e4e4",
+    "grid.color": "#888888",
+    "grid.alpha": 0.25,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     "axes.axisbelow": True,
     "lines.linewidth": 1.5,
     "lines.markersize": 5.5,
@@ -160,7 +170,7 @@ def bars_by_category(cells: pd.DataFrame, metric: str, styles: Mapping[str, Styl
         for group, model, mean in points[["group", "model", "mean"]].itertuples(index=False):
             place = categories.index(group) + (models.index(model) + 0.5) * thickness - 0.4
             axes.barh(place, 100 * mean - CHANCE, thickness * 0.9, left=CHANCE, color=styles[model].colour)
-        axes.axvline(CHANCE, color="black", linewidth=0.8)
+        axes.axvline(CHANCE, color=INK, linewidth=0.8)
         axes.set_xlim(right=100)
         axes.set_yticks(range(len(categories)), [_shortened(category) for category in categories])
         axes.set_ylim(len(categories) - 0.4, -0.6)
@@ -187,4 +197,4 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 def _svg(figure: Figure) -> str:
     buffer = StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+    return buffer.getvalue().replace(INK, "currentColor").replace("</style>", f"{SCHEMES}</style>", 1)

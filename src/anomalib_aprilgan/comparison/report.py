@@ -13,14 +13,14 @@ from itertools import count
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined, pass_eval_context, select_autoescape
+from jinja2 import pass_eval_context
 from jinja2.nodes import EvalContext
 from markupsafe import Markup
 from pandas.io.formats.style import Styler
 
 from anomalib_aprilgan.comparison import summaries
 from anomalib_aprilgan.comparison.folder import EXAMPLES, write_file
-from anomalib_aprilgan.comparison.gallery import read_gallery, scale
+from anomalib_aprilgan.comparison.gallery import read_gallery
 from anomalib_aprilgan.comparison.plots import Style, bars_by_category, metric_by_seconds, metric_by_shots, styles_of
 from anomalib_aprilgan.comparison.results import FAILED, read_runs, write_table
 from anomalib_aprilgan.comparison.summaries import Table, in_words, metric_table
@@ -31,9 +31,11 @@ from anomalib_aprilgan.comparison.tables import (
     Metric,
     add_published,
     average,
+    done_of,
     measured_metrics,
     prepare,
 )
+from anomalib_aprilgan.pages.rendering import make_environment, scale
 
 __all__ = ["write_report"]
 
@@ -91,12 +93,15 @@ def write_report(folder: str | Path) -> Path:
     write_table(folder, results)
     runs = prepare(results)
     styles = styles_of(runs["model"].cat.categories)
-    references, same_references = summaries.reference_table(runs)
     settings = runs.drop_duplicates(["model", "data", "settings"]).sort_values(["model", "data"])
-    digests = runs.groupby(["model", "data"], observed=True)["settings"].nunique()
+    digests = done_of(runs).groupby(["model", "data"], observed=True)["settings"].nunique()
     by_data = dict(list(runs.groupby("data", observed=True)))
+    titles = summaries.data_titles(runs)
+    named = runs.assign(data=runs["data"].cat.rename_categories(titles))
+    references, same_references = summaries.reference_table(named)
     content = {
-        "name": folder.resolve().name,
+        "title": f"{', '.join(titles.values())}: comparison of {len(styles)} model{'s' * (len(styles) > 1)}",
+        "titles": titles,
         "command": f"anomalib-aprilgan report {shlex.quote(str(folder))}",
         "runs": len(runs),
         "started": [time[:16].replace("T", " ") for time in sorted(filter(None, runs["started"]))],
@@ -109,29 +114,22 @@ def write_report(folder: str | Path) -> Path:
         "settings": settings[settings["arguments"] != ""].to_dict("records"),
         "sections": {data: _results_by_protocol(of_data, styles) for data, of_data in by_data.items()},
         "without_masks": {data for data, of_data in by_data.items() if _has_image_metrics_only(of_data)},
-        "gallery": read_gallery(folder / EXAMPLES, styles),
+        "gallery": read_gallery(folder / EXAMPLES, runs, titles),
         "scale": scale(),
-        "costs": summaries.cost_table(runs),
-        "failures": summaries.failure_table(runs),
+        "costs": summaries.cost_table(named),
+        "failures": summaries.failure_table(named),
         "failed": int((runs["status"] == FAILED).sum()),
         "references": references,
         "same_references": same_references,
     }
-    environment = Environment(
-        loader=PackageLoader("anomalib_aprilgan.comparison", "."),
-        autoescape=select_autoescape(["html.jinja"]),
-        finalize=_escape_markdown,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = make_environment(finalize=_escape_markdown)
     environment.filters |= {
         "in_words": in_words,
         "as_html": partial(_as_html, numbers=count()),
         "as_markdown": _as_markdown,
     }
-    write_file(folder / "report.md", environment.get_template("report.md.jinja").render(content))
-    return write_file(folder / "report.html", environment.get_template("report.html.jinja").render(content))
+    write_file(folder / "report.md", environment.get_template("comparison/report.md.jinja").render(content))
+    return write_file(folder / "report.html", environment.get_template("comparison/report.html.jinja").render(content))
 
 
 def _describe_data(runs: pd.DataFrame) -> dict[str, object]:
@@ -213,6 +211,8 @@ def _as_html(table: Table, numbers: Iterable[int]) -> Markup:
     }
     styler = Styler(table.cells, uuid=str(next(iter(numbers))), cell_ids=False).hide(axis="index")
     styler = styler.format(escape="html").format_index(escape="html", axis=1).set_td_classes(table.classes)
+    folded = [column for column in table.cells if table.classes[column].str.contains("folded").any()]
+    styler = styler.format(Markup("<details><summary><span>{}</span></summary></details>").format, subset=folded)
     html = styler.set_table_styles({**left, **borders}).to_html()
     return Markup('<div class="wide" tabindex="0">{}</div>').format(Markup(html))  # noqa: S704  # escaped by the Styler
 

@@ -105,18 +105,18 @@ def write_run(folder: Path, row: Mapping[str, Any]) -> Path:
 
     Raises:
         OSError: If it cannot be written.
-        ValueError: If a column is unknown, or there is a file of the same run with other settings.
+        ValueError: If a column is unknown, or there is a result of the same run with other settings.
     """
     unknown = sorted(set(row) - {*COLUMNS, "arguments"})
     if unknown:
         msg = f"Expected argument `row` to have columns from {COLUMNS}, but got {unknown}."
         raise ValueError(msg)
     key = [str(row[name]) for name in KEY]
-    for path in (run_file(folder, key), run_file(folder, key, FAILED)):
-        with suppress(FileNotFoundError):
-            if _read_run(folder, path).get("settings") != row.get("settings"):
-                msg = f"{path} holds the same run ({', '.join(key)}) with other settings. Use another folder."
-                raise ValueError(msg)
+    result = run_file(folder, key)
+    with suppress(FileNotFoundError):
+        if _read_run(folder, result).get("settings") != row.get("settings"):
+            msg = f"{result} holds the same run ({', '.join(key)}) with other settings. Use another folder."
+            raise ValueError(msg)
     texts = dict(zip(KEY, key, strict=True))
     values = {name: value for name, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
     written = write_file(run_file(folder, key, row["status"]), json.dumps(values | texts, indent=1, allow_nan=False))

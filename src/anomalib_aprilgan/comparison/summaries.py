@@ -3,6 +3,7 @@
 
 """The tables of a report as texts: metrics, models, costs, failures, reference images."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -16,6 +17,7 @@ from anomalib_aprilgan.comparison.tables import Averages, Metric, done_of
 __all__ = [
     "Table",
     "cost_table",
+    "data_titles",
     "environment",
     "failure_table",
     "in_words",
@@ -168,7 +170,7 @@ def failure_table(runs: pd.DataFrame) -> Table:
     failed = runs[runs["status"] == FAILED]
     cells = failed[["model", "data", "category", "shots", "seed", "error"]].reset_index(drop=True)
     cells = cells.assign(shots=cells["shots"].astype(str).map(in_words), error=cells["error"].replace("", "no message"))
-    return _table(cells, list(cells), error="long wrong")
+    return _table(cells, list(cells), error="long folded wrong")
 
 
 def reference_table(runs: pd.DataFrame) -> tuple[Table, bool]:
@@ -191,6 +193,24 @@ def reference_table(runs: pd.DataFrame) -> tuple[Table, bool]:
         }
     )
     return _table(cells, list(cells), files="long"), not drawn.duplicated(keys).any()
+
+
+def data_titles(runs: pd.DataFrame) -> dict[str, str]:
+    """Return titles of the data sets by the classes of their datamodules.
+
+    A title is the argument ``name`` of the datamodule, as of a ``Folder``. Without it, it is the folder's name with
+    the name of the class, or the class alone if both are the same. Titles differ from each other.
+    """
+    titles = {}
+    for data in runs["data"].cat.categories:
+        known = next(filter(None, runs["arguments"][runs["data"] == data]), "{}")
+        arguments = json.loads(known).get("data", {}).get("init_args", {})
+        folder = PurePath(str(arguments.get("root") or data)).name
+        own = data if folder.casefold() == data.casefold() else f"{folder} ({data})"
+        titles[data] = str(arguments.get("name") or own)
+    if len(set(titles.values())) < len(titles):
+        return {data: f"{title} ({data})" for data, title in titles.items()}
+    return titles
 
 
 def environment(runs: pd.DataFrame) -> dict[str, list[str]]:

@@ -6,6 +6,7 @@
 It runs offline, on a CPU, in minutes, and uses the same code as any other backbone.
 """
 
+import shutil
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,8 +34,8 @@ TESTED_DEFECTS = ("scratch", "stain", "missing_part", *HELD_OUT_DEFECTS)
 def demonstrate(output: str | Path, seed: int = 0) -> DemoResults:
     """Draw data, train adapters, test them zero-shot and few-shot on other kinds, and write a page with the results.
 
-    Writes ``data``, ``adapters.safetensors`` and ``index.html`` to the folder, or replaces them. Other files in the
-    folder stay.
+    Writes ``data/auxiliary``, ``data/tested``, ``adapters.safetensors`` and ``index.html`` to the folder, or replaces
+    them. Other files in the folder stay.
 
     Args:
         output: Folder to write to.
@@ -47,6 +48,9 @@ def demonstrate(output: str | Path, seed: int = 0) -> DemoResults:
     console = Console()
     output = Path(output).resolve()  # anomalib resolves image paths too
     console.print("1/4  Drawing surfaces and objects with and without defects")
+    for name in ("auxiliary", "tested"):  # images of an earlier version would be used as well
+        if (output / "data" / name).is_dir():
+            shutil.rmtree(output / "data" / name)
     auxiliary = write_sample_data(
         output / "data/auxiliary", AUXILIARY_KINDS, AUXILIARY_DEFECTS, train=1, test=1, seed=seed
     )

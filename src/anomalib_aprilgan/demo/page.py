@@ -3,19 +3,16 @@
 
 """The HTML page of the demonstration: one file that contains all images."""
 
-from base64 import b64encode
 from importlib.metadata import version
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from anomalib.visualization.image.functional import apply_colormap, overlay_image
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from anomalib_aprilgan.demo.drawing.canvas import Array
 from anomalib_aprilgan.demo.results import DemoResults, Example
 from anomalib_aprilgan.files.embedded import BACKBONE
+from anomalib_aprilgan.pages.rendering import data_url, heatmap_over, make_environment, scale
 
 __all__ = ["write_page"]
 
@@ -34,21 +31,22 @@ def write_page(path: Path, results: DemoResults) -> Path:
     Returns:
         The file.
     """
-    environment = Environment(
-        loader=PackageLoader("anomalib_aprilgan.demo", "."), autoescape=True, undefined=StrictUndefined
-    )
-    ramp = np.linspace(0, 255, 128).astype(np.uint8)[None].repeat(8, axis=0)
-    page = environment.get_template("page.html.jinja").render(
-        results=results,
-        backbone=BACKBONE,
-        scale=_inline(apply_colormap(Image.fromarray(ramp))),
-        examples=[_context(example, results.k_shot) for example in results.examples],
-        references=[
-            (category, [(file, _inline(_read(Path(file)).resize((64, 64)))) for file in files])
-            for category, files in results.references.items()
-        ],
-        folder=path.parent,
-        versions={name: version(name) for name in DISTRIBUTIONS},
+    page = (
+        make_environment()
+        .get_template("demo/page.html.jinja")
+        .render(
+            title=f"{path.resolve().parent.name}: APRIL-GAN on kinds not seen in training",
+            results=results,
+            backbone=BACKBONE,
+            scale=scale(),
+            examples=[_context(example, results.k_shot) for example in results.examples],
+            references=[
+                (category, [(file, data_url(_read(Path(file)).resize((64, 64)))) for file in files])
+                for category, files in results.references.items()
+            ],
+            folder=path.parent,
+            versions={name: version(name) for name in DISTRIBUTIONS},
+        )
     )
     unfinished = path.with_suffix(".part")
     unfinished.write_text(page, encoding="utf-8")
@@ -63,12 +61,12 @@ def _context(example: Example, k_shot: int) -> dict[str, object]:
     return {
         "category": example.path.parents[2].name,
         "defect": example.path.parent.name.replace("_", " "),
-        "picture": _inline(picture),
-        "truth": _inline(truth),
+        "picture": data_url(picture),
+        "truth": data_url(truth),
         "shots": [
             {
                 "name": f"{shots}-shot" if shots else "zero-shot",
-                "heatmap": _inline(_heatmap(picture, example.predictions[shots].anomaly_map)),
+                "heatmap": data_url(_heatmap(picture, example.predictions[shots].anomaly_map)),
                 "score": example.predictions[shots].score,
                 "label": example.predictions[shots].label,
                 "correct": example.predictions[shots].label == is_anomalous,
@@ -80,19 +78,9 @@ def _context(example: Example, k_shot: int) -> dict[str, object]:
 
 def _heatmap(picture: Image.Image, anomaly_map: Array) -> Image.Image:
     """Overlay an image with its anomaly map."""
-    grey = Image.fromarray(np.asarray(anomaly_map.clip(0, 1) * 255, np.uint8)).resize(
-        picture.size, Image.Resampling.BICUBIC
-    )
-    return overlay_image(picture, apply_colormap(grey), alpha=0.6).convert("RGB")
+    return heatmap_over(picture, Image.fromarray(np.asarray(anomaly_map.clip(0, 1) * 255, np.uint8)))
 
 
 def _read(path: Path) -> Image.Image:
     with Image.open(path) as image:
         return image.resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
-
-
-def _inline(image: Image.Image) -> str:
-    """Encode an image as a data URL."""
-    buffer = BytesIO()
-    image.save(buffer, "PNG")
-    return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"

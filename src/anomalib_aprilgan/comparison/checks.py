@@ -1,0 +1,108 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Checks before the first run, so that missing data or weights are found once and not by every run."""
+
+from collections.abc import Iterable, Sequence
+
+from anomalib.data import AnomalibDataModule
+
+from anomalib_aprilgan.comparison.components import make_datamodule, make_model
+from anomalib_aprilgan.comparison.grid import Component, Run
+from anomalib_aprilgan.datamodule import category_folders
+from anomalib_aprilgan.integration.quiet import quietly
+from anomalib_aprilgan.integration.runs import describe
+from anomalib_aprilgan.integration.setup import with_adapter
+from anomalib_aprilgan.lightning_model import AprilGan
+
+__all__ = ["check_data", "check_models", "find_categories"]
+
+
+def find_categories(data: Component, wanted: Sequence[str] | None) -> list[str]:
+    """List the categories to test on. If none are on disk, anomalib first downloads, unpacks and splits the data.
+
+    Args:
+        data: The datamodule.
+        wanted: Names of categories; ``None``: all.
+
+    Returns:
+        Names of categories; ``[""]`` if the datamodule has none.
+
+    Raises:
+        ValueError: If the data are missing, a category does not exist, or the categories cannot be listed.
+    """
+    datamodule = make_datamodule(data, "")
+    if not datamodule.category:
+        if wanted:
+            msg = f"Expected argument `categories` to be None for {datamodule.name}, which has none, but got {wanted}."
+            raise ValueError(msg)
+        return [""]
+    if not category_folders(datamodule):
+        _prepare(make_datamodule(data, wanted[0] if wanted else ""))
+    found = category_folders(datamodule) or list(wanted or ())
+    if not found:
+        msg = (
+            f"Expected argument `categories` to hold names, since the categories of {datamodule.name} have no folders "
+            "of their own, but got None."
+        )
+        raise ValueError(msg)
+    missing = sorted(set(wanted or ()) - set(found))
+    if missing:
+        msg = f"Expected argument `categories` to hold names from {found}, but got {missing}."
+        raise ValueError(msg)
+    return list(wanted or found)
+
+
+def check_data(runs: Iterable[Run]) -> None:
+    """Read the lists of images of every category.
+
+    Raises:
+        ValueError: If the data of a category are missing, or cannot be read.
+    """
+    for run in {run.category: run for run in runs}.values():
+        _prepare(make_datamodule(run.datamodule, run.category))
+
+
+def _prepare(datamodule: AnomalibDataModule) -> None:
+    """Download the data if they are missing, and list the images."""
+    try:
+        with quietly():
+            datamodule.prepare_data()
+            datamodule.setup()
+    except Exception as error:  # anomalib and pandas raise errors of many types
+        name = f"{type(datamodule).__name__} {datamodule.category}".rstrip()
+        msg = (
+            f"Expected argument `data` to be data that exist or can be downloaded, but {name} in "
+            f"{getattr(datamodule, 'root', None)} cannot be read: {_in_one_line(error)}. Check `root` and the other "
+            "arguments of the data. No run was started."
+        )
+        raise ValueError(msg) from error
+
+
+def check_models(runs: Iterable[Run]) -> None:
+    """Make each model once, with the adapters that it will use. Weights are downloaded, as in a run.
+
+    Raises:
+        RuntimeError: If a model cannot be made, for instance because its weights cannot be downloaded.
+    """
+    for run in {run.model: run for run in runs}.values():
+        try:
+            with quietly():
+                _make(run)
+        except Exception as error:  # models of anomalib and their weights raise errors of many types
+            msg = f"The model {run.model!r} cannot be made: {_in_one_line(error)}. No run was started."
+            raise RuntimeError(msg) from error
+
+
+def _make(run: Run) -> None:
+    """Make the model of a run, and load its adapters if it is an ``AprilGan`` that uses some."""
+    model = make_model(run.component, 0)
+    if isinstance(model, AprilGan) and model.model.method.projection == "adapters":
+        data = describe(make_datamodule(run.datamodule, run.category))
+        wanted = with_adapter(model.arguments, model.setup_record, data, model.model.backbone)
+        if wanted.adapter is not None:
+            model.model.load_adapters(wanted.adapter)
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")

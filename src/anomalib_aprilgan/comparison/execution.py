@@ -1,0 +1,43 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Does the runs of a comparison with anomalib's runners."""
+
+import sys
+from concurrent.futures.process import BrokenProcessPool
+
+import torch
+from anomalib.pipelines.components.runners import ParallelRunner, SerialRunner
+from anomalib.pipelines.components.runners.parallel import ParallelExecutionError
+
+from anomalib_aprilgan.comparison.grid import Run
+from anomalib_aprilgan.comparison.job import ComparisonJobs, ComparisonOptions, RunNotSavedError
+
+__all__ = ["do_runs"]
+
+
+def do_runs(runs: list[Run], options: ComparisonOptions, processes: int | None) -> None:
+    """Do the runs. A run that fails does not stop the others.
+
+    Args:
+        runs: The runs; at least one.
+        options: Options that they share.
+        processes: Number of processes; ``None``: one per GPU, or one.
+
+    Raises:
+        OSError: If the file of a run could not be written.
+        RuntimeError: If a process was killed.
+    """
+    count = processes or max(torch.cuda.device_count(), 1)
+    jobs = ComparisonJobs(runs, options, shows_progress=count > 1)  # anomalib's serial runner has its own progress bar
+    kept = f"Finished runs are kept in {options.output}; run the same command again to continue."
+    try:
+        (ParallelRunner(jobs, count) if count > 1 else SerialRunner(jobs)).run({})
+    except RunNotSavedError as error:
+        msg = f"The comparison stopped because a run could not be saved. {error} {kept}"
+        raise OSError(msg) from error
+    except (BrokenProcessPool, ParallelExecutionError) as error:
+        msg = f"A process of the comparison was killed, perhaps because memory ran out. {kept}"
+        raise RuntimeError(msg) from error
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
+        sys.exit(f"Interrupted. {kept}")
