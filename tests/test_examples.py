@@ -1,4 +1,7 @@
-"""Every script in examples/ is run, with a small backbone in place of the default one; app.py in test_app.py."""
+"""Every script in examples/ is run, with a small backbone in place of the default one.
+
+app.py and walkthrough.ipynb have tests of their own.
+"""
 
 import re
 import runpy
@@ -84,8 +87,8 @@ def test_benchmark_export(tmp_path: Path, capsys: Any) -> None:
     assert re.fullmatch(r"\| ViT-demo, 96 px: torch, bf16 autocast \| \d+\.\d\d \| \d+\.\d GB \| 9 MB \|", row)
 
 
-LONGER = {"app.py", "benchmark_export.py"}
-SHORT = sorted(path for path in EXAMPLES.iterdir() if path.name not in LONGER)
+LONGER = {"app.py", "benchmark_export.py", "walkthrough.ipynb"}
+SHORT = sorted(path for path in EXAMPLES.iterdir() if path.is_file() and path.name not in LONGER)
 
 
 @pytest.mark.parametrize("path", SHORT, ids=lambda path: path.name)
