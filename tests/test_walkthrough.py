@@ -49,7 +49,7 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     assert "Same labels: True" in printed["compare-onnx"]
     assert pictures(notebook) == committed
     assert {path.name for path in tmp_path.iterdir()} == {"walkthrough"}
-    assert list((tmp_path / "walkthrough" / "output").rglob("model.onnx"))
+    assert list((tmp_path / "walkthrough").rglob("model.onnx"))
 
 
 def test_the_committed_outputs_are_complete_and_small() -> None:
