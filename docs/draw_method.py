@@ -1,4 +1,4 @@
-"""Draw the figure of the method in README.md: python docs/draw_method.py [OUTPUT.svg].
+"""Draw the figure of the method in docs/method.md: python docs/draw_method.py [OUTPUT.svg].
 
 The script writes docs/method.svg by default. It uses the standard library alone, and its output is always the same.
 Each box names the file in src/anomalib_aprilgan that computes it. Run the script again after a file is renamed.

@@ -47,12 +47,13 @@ class AuxiliaryDataModule(AnomalibDataModule):
         eval_batch_size: Number of images per validation step.
         num_workers: Number of processes that load images.
         train_augmentations: Transform of image and mask, applied before resizing.
-        seed: Seed of the order of images and of the mosaics. ``None``: the seed of the run, see README.
+        seed: Seed of the order of images and of the mosaics. ``None``: number of ``--seed_everything``,
+            else of the last call of ``seed_everything``, else 0.
 
     Raises:
         ValueError: If an argument is invalid, a category does not exist, or a source has no masks or no anomalies.
 
-    Example:
+    Examples:
         >>> from anomalib.data import Visa
         >>> datamodule = AuxiliaryDataModule(source=Visa(root="./datasets/visa"))
     """

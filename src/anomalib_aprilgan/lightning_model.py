@@ -88,7 +88,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         ValueError: If an argument is out of its range or an adapter does not fit.
         RuntimeError: If weights must be downloaded and cannot be.
 
-    Example:
+    Examples:
         >>> from anomalib.data import MVTecAD
         >>> from anomalib.engine import Engine
         >>> Engine().test(AprilGan(k_shot=4), datamodule=MVTecAD(category="metal_nut"))  # doctest: +SKIP

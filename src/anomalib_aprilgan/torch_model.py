@@ -58,7 +58,7 @@ class AprilGanModel(AdaptedClip):
         ValueError: If an argument is invalid or an adapter does not fit the model; the message names both sides.
         RuntimeError: If weights cannot be downloaded.
 
-    Example:
+    Examples:
         >>> model = AprilGanModel("ViT-B-16", pretrained=None, image_size=224, layers=(3, 6, 9, 12))
         >>> model.setup("bottle")
         >>> prediction = model(torch.rand(1, 3, 224, 224))

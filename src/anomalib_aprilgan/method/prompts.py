@@ -79,7 +79,7 @@ def prompt_ensemble(class_name: str) -> tuple[list[str], list[str]]:
     Raises:
         ValueError: If the class name is empty.
 
-    Example:
+    Examples:
         >>> normal, abnormal = prompt_ensemble("bottle")
         >>> len(normal), len(abnormal), normal[35]
         (245, 175, 'a bad photo of a flawless bottle.')
@@ -104,7 +104,7 @@ def single_prompts(class_name: str) -> tuple[list[str], list[str]]:
     Raises:
         ValueError: If the class name is empty.
 
-    Example:
+    Examples:
         >>> single_prompts("bottle")
         (['a photo of a flawless bottle.'], ['a photo of a damaged bottle.'])
     """
