@@ -1,7 +1,7 @@
 """Inspect photographs in the browser: python app.py [--port 7860] [--backbone NAME --pretrained FILE --adapter FILE].
 
 The page takes a photograph and, if there are any, a few good images as references. It shows label, score and heatmap.
-It can be opened on this machine only, and needs no network. Install with `pip install "anomalib-aprilgan[app]"`.
+It can be opened on this machine only, and needs no network. Install with `pip install ".[app]"`.
 
 The default backbone is ViT-demo, which is part of the package, so that the app starts behind a firewall. It was trained
 on drawings: use it to try the page. For real photographs, pass the files of the paper's model, which can be downloaded
@@ -14,7 +14,7 @@ import logging
 import os
 import warnings
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from PIL import ExifTags, Image, ImageOps
@@ -34,19 +34,22 @@ class Inspector:
     def __init__(self, **arguments: Any) -> None:  # noqa: ANN401
         from anomalib_aprilgan import AprilGan
 
-        self.model = AprilGan(**arguments, visualizer=False)
-        self.blank = self.model.product
+        self.model = AprilGan(**arguments, visualizer=False, predictions=False)
         self.current: tuple[str, list[str]] | None = None
 
     def set_up(self, class_name: str, good: list[str]) -> None:
-        """Encode the class and the good images if they have changed."""
+        """Name the class and the good images if they have changed. The next prediction encodes them."""
         if self.current == (class_name, good):
             return
         self.current = None  # an image may be refused
-        self.model.switch_to(self.blank)
-        self.model.class_name = class_name
-        for file in good:
-            self.model.add_references(upright(file))
+        files = [upright(file) for file in good]
+        self.model.class_name, self.model.k_shot, self.model.few_shot_source = class_name, len(files), None
+        if files:
+            with NamedTemporaryFile(
+                "w", suffix=".txt", encoding="utf-8", delete=False, dir=Path(files[0]).parent
+            ) as sources:
+                sources.write("\n".join(files))
+            self.model.few_shot_source = Path(sources.name)
         self.current = (class_name, good)
 
     def inspect(self, photograph: str, good: list[str], class_name: str) -> tuple[str, float, list[Image.Image]]:
