@@ -133,12 +133,13 @@ class PredictionTable(Callback):
         if trainer.world_size > 1:
             self._merge(trainer)
         visualizer = getattr(pl_module, "visualizer", None)
-        pictures = f" Pictures: {visualizer.folder}" if isinstance(visualizer, AprilGanVisualizer) else ""
+        folder = visualizer.folder if isinstance(visualizer, AprilGanVisualizer) else None
+        pictures = "" if folder is None else f" Pictures: {_shortest(folder)}"
         replaced = " (replaces that of an earlier prediction)" if self._replaces else ""
         verdict = ""
         if _threshold(pl_module) is not None:
             verdict = f"{anomalous} of {total} images are anomalous{_origin_of_threshold(pl_module)}. "
-        self._summary = f"{verdict}Table: {self._part(trainer, None)}{replaced}.{pictures}"
+        self._summary = f"{verdict}Table: {_shortest(self._part(trainer, None))}{replaced}.{pictures}"
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the summary as the last line, below the progress bar."""
@@ -192,6 +193,12 @@ class PredictionTable(Callback):
         else:
             Image.fromarray(values).save(path)
         return path
+
+
+def _shortest(path: Path) -> Path:
+    """Return a path relative to the current folder if it lies in it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _threshold(module: LightningModule) -> float | None:
