@@ -111,6 +111,39 @@ def exported(
 # ---- Predictions ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("backend", ["onnx", "openvino", "openvino, default precision"])
+@pytest.mark.parametrize("fault", ["NaN", "infinity", "0 to 255", "normalised"])
+def test_unusable_images_are_never_scored_as_normal(exported: Exported, fault: str, backend: str) -> None:
+    """A graph cannot raise an error: score and map are NaN, and the label is anomalous. Other images are scored."""
+    if backend != "onnx" and not exported.model.k_shot:
+        pytest.skip("exported few-shot only")
+    kind, _, is_default = backend.partition(", ")
+    path = exported.file(kind)
+    predict = onnx_runtime(path) if kind == "onnx" else open_vino(path, {} if is_default else PRECISE)
+    images = np.random.default_rng(0).random((2, 3, 90, 70), np.float32)
+    images[:, :, 0, :2] = [0, 1]
+    expected = predict(images)
+    spoiled = images.copy()
+    if fault == "NaN":
+        spoiled[1, 2, 50, 60] = np.nan
+    elif fault == "infinity":
+        spoiled[1, 0, 0, 0] = np.inf
+    elif fault == "0 to 255":
+        spoiled[1] *= 255
+    else:
+        spoiled[1] = (spoiled[1] - 0.5) / 0.25
+
+    found = predict(spoiled)
+
+    assert np.isnan(found["pred_score"][1])
+    assert np.isnan(found["anomaly_map"][1]).all()
+    assert found["pred_label"][1]
+    assert found["pred_mask"][1].all()
+    for name, values in expected.items():
+        assert np.isfinite(values).all()
+        np.testing.assert_allclose(found[name][0], values[0], atol=1e-6)
+
+
 @pytest.mark.parametrize("backend", ["torch", "onnx", "openvino"])
 def test_predictions_equal_those_of_the_engine(
     exported: Exported, backend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

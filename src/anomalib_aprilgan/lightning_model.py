@@ -24,7 +24,7 @@ from anomalib_aprilgan.integration import preparation, runs, training
 from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.calibration import MapRange
 from anomalib_aprilgan.integration.command_line import with_short_errors
-from anomalib_aprilgan.integration.finite_scores import refuse_non_finite_scores
+from anomalib_aprilgan.integration.finite_scores import mark_unusable_images, refuse_non_finite_scores
 from anomalib_aprilgan.integration.metrics import paper_evaluator
 from anomalib_aprilgan.integration.post_processing import snapshot
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
@@ -323,8 +323,11 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         Raises:
             ValueError: If the images have another shape or type, values outside of [0, 1], or NaN.
         """
-        if torch.compiler.is_compiling():  # exported graphs hold one setup
-            return super().forward(batch, *args, **kwargs)
+        if torch.compiler.is_compiling():  # exported graphs hold one setup, and cannot raise errors
+            prediction = super().forward(batch, *args, **kwargs)
+            if not isinstance(self.pre_processor, AprilGanPreProcessor):
+                return prediction
+            return mark_unusable_images(prediction, self.pre_processor.are_usable(batch))
         self.ensure_prepared()
         with self.model.state.locked():
             tensors, post_processor = self.model.state.tensors(), snapshot(self.post_processor)

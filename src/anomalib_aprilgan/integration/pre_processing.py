@@ -21,6 +21,9 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+ROUNDING = 0.5 / 255
+"""How far raw images may leave [0, 1]: such values round to 0 or 255."""
+
 OVERSHOOT = 0.5
 """How far images that were resized with a bicubic filter may leave [0, 1]."""
 
@@ -120,6 +123,21 @@ class AprilGanPreProcessor(PreProcessor):
             batch = _to_unit_floats(batch)
         return super().forward(batch)
 
+    def are_usable(self, batch: Tensor) -> Tensor:
+        """Tell in an exported graph which raw images :meth:`forward` would accept.
+
+        Args:
+            batch: Float images of shape ``(N, 3, h, w)``.
+
+        Returns:
+            Booleans of shape ``(N,)``: false for values outside of [0, 1] or NaN. A transform of your own gets all
+            images.
+        """
+        if not self._has_default_transform:
+            return torch.ones(len(batch), dtype=torch.bool, device=batch.device)
+        is_inside = (batch >= -ROUNDING) & (batch <= 1 + ROUNDING)  # false for NaN
+        return is_inside.float().amin(dim=(1, 2, 3)) > 0
+
     @property
     def resize(self) -> EightBitResize:
         """The resizing alone, as a transform for a dataset whose images have several sizes."""
@@ -172,7 +190,7 @@ def _to_unit_floats(images: object) -> Tensor:
     if not images.is_floating_point():
         msg = f"Expected argument `batch` to be {expected}, but got {images.dtype}. Convert the images."
         raise ValueError(msg)
-    _check_range("batch", images, 0.5 / 255)  # what rounds to 0 or 255 is not changed by clamping
+    _check_range("batch", images, ROUNDING)
     return images.float()
 
 
