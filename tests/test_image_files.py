@@ -3,14 +3,18 @@
 
 """Checks of image and mask files: files that cannot be read rightly are refused by name, all others are accepted."""
 
+import shutil
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from anomalib.data import MVTecAD
 from anomalib.data.utils import read_image, read_mask
+from anomalib.engine import Engine
 from PIL import Image, ImageOps
 
 from anomalib_aprilgan.integration.image_files import check_image_files
@@ -195,3 +199,70 @@ def test_colour_masks_of_16_bits_are_refused(tmp_path):
     image, mask = write(tmp_path / "image.png"), tmp_path / "mask.png"
     cv2.imwrite(str(mask), pixels().astype(np.uint16))
     assert f"{mask} has more than 8 bits" in refusal(image, {str(image): str(mask)})
+
+
+# ---- Skipping -------------------------------------------------------------------------------------------------------
+
+
+def quiet_engine(folder: Path, **arguments: Any) -> Engine:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return Engine(default_root_dir=folder, **quiet | arguments)
+
+
+def test_bad_images_are_skipped_if_the_user_asks_for_it(make_lightning_model, sample_root, tmp_path, caplog):
+    folder = tmp_path / "shots"
+    shutil.copytree(sample_root / "gravel" / "test" / "stain", folder)
+    (folder / "000.png").write_bytes(b"nonsense")
+    write(folder / "turned.jpg", exif=exif(6))
+
+    with pytest.raises(ValueError, match=r"000\.png .*turned\.jpg"):
+        quiet_engine(tmp_path).predict(make_lightning_model(), data_path=folder)
+    batches = quiet_engine(tmp_path).predict(make_lightning_model(on_bad_image="skip"), data_path=folder)
+
+    assert [Path(path).name for batch in batches for path in batch.image_path] == ["001.png", "002.png"]
+    assert "2 of 4 images are skipped" in caplog.text
+    assert "000.png" in caplog.text
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_images_with_bad_masks_are_skipped_in_a_datamodule(
+    num_workers, make_lightning_model, sample_root, tmp_path, caplog
+):
+    root = tmp_path / "data"
+    shutil.copytree(sample_root / "gravel", root / "gravel")
+    (root / "gravel/ground_truth/stain/001_mask.png").write_bytes(b"nonsense")
+    (root / "gravel/test/good/002.png").write_bytes(b"nonsense")
+    (root / "gravel/train/good/003.png").write_bytes(b"nonsense")
+    datamodule = MVTecAD(root, category="gravel", num_workers=num_workers, eval_batch_size=2)
+    model = make_lightning_model(on_bad_image="skip", k_shot=5, visualizer=False)
+
+    (metrics,) = quiet_engine(tmp_path).test(model, datamodule=datamodule, verbose=False)
+
+    assert all(np.isfinite(list(metrics.values())))
+    assert len(datamodule.test_data) == 10
+    assert not any("003" in file for file in model.reference_files)
+    assert len(model.reference_files) == 5
+    assert "2 of 12 images are skipped" in caplog.text
+
+
+def test_bad_references_are_skipped(make_lightning_model, sample_root, tmp_path, caplog):
+    good = tmp_path / "good"
+    shutil.copytree(sample_root / "gravel/train/good", good)
+    for name in ("000.png", "001.png", "002.png"):
+        (good / name).write_bytes(b"nonsense")
+    model = make_lightning_model(on_bad_image="skip", k_shot=3, few_shot_source=good)
+    model.prepare()
+    assert {Path(file).name for file in model.reference_files} == {"003.png", "004.png", "005.png"}
+    assert "3 images of" in caplog.text
+
+
+def test_a_run_without_any_usable_image_is_refused(make_lightning_model, tmp_path):
+    (tmp_path / "shots").mkdir()
+    (tmp_path / "shots/a.png").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match=r"None of the 1 images can be used.*a\.png"):
+        quiet_engine(tmp_path).predict(make_lightning_model(on_bad_image="skip"), data_path=tmp_path / "shots")
+
+
+def test_other_values_than_error_and_skip_are_refused(make_lightning_model):
+    with pytest.raises(ValueError, match="`on_bad_image`"):
+        make_lightning_model(on_bad_image="ignore")

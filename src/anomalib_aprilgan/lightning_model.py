@@ -5,7 +5,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from anomalib.data import Batch, InferenceBatch
@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from anomalib_aprilgan.datamodule import AuxiliaryDataModule
 from anomalib_aprilgan.export.export import Exportable
 from anomalib_aprilgan.export.products import Product, apply_product
-from anomalib_aprilgan.integration import preparation, runs, training
+from anomalib_aprilgan.integration import preparation, run_images, runs, training
 from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.calibration import MapRange
 from anomalib_aprilgan.integration.command_line import with_short_errors
@@ -83,6 +83,8 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         visualizer: anomalib's component; ``True`` for the default, with score, label and proportions in the picture.
         predictions: Which files ``Engine.predict`` writes beside the pictures. ``True``: the table
             ``predictions.csv``; ``False``: none.
+        on_bad_image: What to do about image files that cannot be used, such as damaged ones: ``"error"`` names them
+            before a run starts; ``"skip"`` names them in a warning and drops them from the run's datasets.
 
     Raises:
         ValueError: If an argument is out of its range or an adapter does not fit.
@@ -114,10 +116,14 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
         predictions: PredictionFiles | bool = True,
+        on_bad_image: Literal["error", "skip"] = "error",
     ) -> None:
         quieten_command()
         if not isinstance(learning_rate, float | int) or not 0 < learning_rate < float("inf"):
             msg = f"Expected argument `learning_rate` to be positive, such as 0.001, but got {learning_rate!r}."
+            raise ValueError(msg)
+        if on_bad_image not in {"error", "skip"}:
+            msg = f"Expected argument `on_bad_image` to be 'error' or 'skip', but got {on_bad_image!r}."
             raise ValueError(msg)
         others: dict[str, Any] = {"image_size": image_size, "layers": layers, "quick_gelu": quick_gelu}
         blueprint = Blueprint(backbone, pretrained, method, reference_layers=reference_layers, **others)
@@ -135,6 +141,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         self.predictions = (
             (PredictionFiles() if predictions else None) if isinstance(predictions, bool) else predictions
         )
+        self.on_bad_image: str = on_bad_image
         self.adapter = None if adapter is None else str(adapter)
         self.class_name = class_name
         self.k_shot = k_shot
@@ -173,6 +180,8 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
 
     def setup(self, stage: str) -> None:
         """Limit a training, or refuse one that would train nothing; let datamodules do without a validation split."""
+        if self.on_bad_image == "skip":
+            run_images.drop_bad_images(self.trainer)
         if stage == TrainerFn.FITTING:
             training.limit_epochs(self.trainer)
         datamodule = runs.datamodule_of(self.trainer)
@@ -197,8 +206,8 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
 
     def on_train_start(self) -> None:
         """Check all files before the first step."""
-        runs.check_files(self.trainer.train_dataloader)
-        runs.check_files(self.trainer.val_dataloaders)
+        run_images.check_files(self.trainer.train_dataloader)
+        run_images.check_files(self.trainer.val_dataloaders)
         training.check_training_data(runs.datamodule_of(self.trainer))
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Batch[Any], batch_idx: int) -> None:
@@ -241,7 +250,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._prepare_for(self.trainer.val_dataloaders)
         elif self.trainer.sanity_checking:  # reads images before `on_train_start`
-            runs.check_files(self.trainer.val_dataloaders)
+            run_images.check_files(self.trainer.val_dataloaders)
 
     def on_test_start(self) -> None:
         """Prepare the model; check all images and masks before the first is scored."""
@@ -254,7 +263,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         self._prepare_for(self.trainer.predict_dataloaders)
 
     def _prepare_for(self, loaders: object) -> None:
-        runs.check_files(loaders)
+        run_images.check_files(loaders)
         self.prepare()
 
     def validation_step(self, batch: Batch[Any], *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401

@@ -5,13 +5,13 @@
 
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import ExifTags, Image, TiffImagePlugin
 
-__all__ = ["check_image_files"]
+__all__ = ["Problem", "check_image_files", "describe_problems", "find_problems"]
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -27,8 +27,9 @@ EXIF_MARKERS = (b"eXIf", b"Orientation", b"Raw profile type")
 
 
 class Problem(NamedTuple):
-    """Why a file cannot be used, and what the user can do."""
+    """Why an image, or its mask, cannot be used, and what the user can do."""
 
+    image: str
     text: str
     remedy: str
 
@@ -51,6 +52,21 @@ def check_image_files(
     Raises:
         ValueError: If a file cannot be used; the message names up to ten such files.
     """
+    sizes, problems = find_problems(files, masks)
+    if problems:
+        msg = f"Some image files cannot be used: {describe_problems(problems)}"
+        raise ValueError(msg)
+    return sizes
+
+
+def find_problems(
+    files: Iterable[str | Path], masks: Mapping[str, str | Path | None] | None = None
+) -> tuple[dict[str, Size], list[Problem]]:
+    """Find images that cannot be used; arguments as for :func:`check_image_files`.
+
+    Returns:
+        Width and height of the other images in pixels, and the problems.
+    """
     sizes: dict[str, Size] = {}
     problems: list[Problem] = []
     for file in dict.fromkeys(map(str, files)):
@@ -59,20 +75,25 @@ def check_image_files(
             problems.append(found)
         else:
             sizes[file] = found
-    problems += [problem for image, mask in (masks or {}).items() if (problem := _mask_problem(image, mask, sizes))]
-    if problems:
-        more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""  # noqa: PLR2004
-        remedies = " ".join(dict.fromkeys(problem.remedy for problem in problems))
-        texts = "; ".join(problem.text for problem in problems[:10])
-        msg = f"Some image files cannot be used: {texts}{more}. {remedies}"
-        raise ValueError(msg)
-    return sizes
+    for image, mask in (masks or {}).items():
+        if (problem := _mask_problem(image, mask, sizes)) is not None:
+            problems.append(problem._replace(image=image))
+    return sizes, problems
+
+
+def describe_problems(problems: Sequence[Problem]) -> str:
+    """Describe up to ten problems, and what the user can do."""
+    more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""  # noqa: PLR2004
+    remedies = " ".join(dict.fromkeys(problem.remedy for problem in problems))
+    return f"{'; '.join(problem.text for problem in problems[:10])}{more}. {remedies}"
 
 
 def _mask_problem(image: str, mask: object, sizes: Mapping[str, Size]) -> Problem | None:
     if not isinstance(mask, str | Path) or not str(mask) or not Path(mask).is_file():
         name = f": {mask} does not exist" if isinstance(mask, str | Path) and str(mask) else ""
-        return Problem(f"the abnormal image {image} has no mask{name}", "Add a missing mask or remove its image.")
+        return Problem(
+            image, f"the abnormal image {image} has no mask{name}", "Add a missing mask or remove its image."
+        )
     found = _size_or_problem(Path(mask), is_mask=True)
     if isinstance(found, Problem):
         return found
@@ -80,6 +101,7 @@ def _mask_problem(image: str, mask: object, sizes: Mapping[str, Size]) -> Proble
     if found == size:
         return None
     return Problem(
+        image,
         f"the mask {mask} is {found[0]} x {found[1]} pixels (width x height), but its image is {size[0]} x {size[1]}",
         "A mask needs the width and height of its image: turn it or draw it again.",
     )
@@ -100,22 +122,24 @@ def _size_or_problem(path: Path, *, is_mask: bool = False) -> Size | Problem:
         orientation = _orientation(path)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         remedy = "Shrink images that are too large or cut them into tiles; `PIL.Image.MAX_IMAGE_PIXELS` sets the limit."
-        return Problem(f"{path} is too large ({error})", remedy)
+        return Problem(str(path), f"{path} is too large ({error})", remedy)
     except DAMAGE as error:
         remedy = "If a file is damaged, or of a format that Pillow cannot read, replace or remove it."
-        return Problem(f"{path} is damaged or no image ({error})", remedy)
+        return Problem(str(path), f"{path} is damaged or no image ({error})", remedy)
     if bits > 8 and not (is_mask and mode.startswith(("I", "F"))):  # noqa: PLR2004  # grey masks are read rightly
         remedy = (
             "Images of more bits would be read as nearly black or white: convert them to 8 bits per channel, scaled"
         )
-        return Problem(f"{path} has more than 8 bits per channel ({bits})", f"{remedy} to values from 0 to 255.")
+        return Problem(
+            str(path), f"{path} has more than 8 bits per channel ({bits})", f"{remedy} to values from 0 to 255."
+        )
     if orientation in TURNED:
         remedy = (
             "A photograph with an EXIF orientation would be read as stored, not upright: turn it with "
             "`mogrify -auto-orient FILE` (ImageMagick) or PIL.ImageOps.exif_transpose. If the stored pixels are "
             "upright, remove the entry with `exiftool -Orientation= FILE`."
         )
-        return Problem(f"{path} is stored rotated or mirrored (EXIF orientation {orientation})", remedy)
+        return Problem(str(path), f"{path} is stored rotated or mirrored (EXIF orientation {orientation})", remedy)
     return size
 
 

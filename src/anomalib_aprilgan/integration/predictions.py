@@ -17,7 +17,7 @@ from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
-from anomalib_aprilgan.integration import runs
+from anomalib_aprilgan.integration import run_images
 from anomalib_aprilgan.integration.output_files import OutputFolder
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.integration.visualizer import AprilGanVisualizer, photograph_size
@@ -85,7 +85,7 @@ class PredictionTable(Callback):
         """Remove the table and the maps of an earlier prediction."""
         del pl_module
         root = Path(trainer.default_root_dir)
-        self._files = runs.image_files(trainer.predict_dataloaders)
+        self._files = run_images.image_files(trainer.predict_dataloaders)
         self._total = self._anomalous = 0
         self._table_folder = OutputFolder(root, self._files)
         self._maps = OutputFolder(root / "maps", self._files)

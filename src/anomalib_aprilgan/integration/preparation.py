@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from anomalib_aprilgan.integration import runs
 from anomalib_aprilgan.integration.calibration import score_normal_images
+from anomalib_aprilgan.integration.image_files import describe_problems, find_problems
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.integration.references import draw, files_in_source, read_references
 from anomalib_aprilgan.integration.setup import Arguments, Data, overlap, resolve, with_adapter
@@ -43,6 +44,7 @@ class Preparable(Protocol):
     model: AprilGanModel
     pre_processor: nn.Module | None
     post_processor: nn.Module | None
+    on_bad_image: str
 
     @property
     def arguments(self) -> Arguments:
@@ -78,7 +80,8 @@ def prepare(module: Preparable, datamodule: AnomalibDataModule | None = None, *,
         if only_missing and current.class_name is not None and (model.is_few_shot or not arguments.k_shot):
             datamodule = None
         data = runs.describe(datamodule)
-        wanted = resolve(arguments, current, data, runs.seed_of(trainer), model.backbone, _list_images)
+        list_images = _list_usable_images if module.on_bad_image == "skip" else _list_images
+        wanted = resolve(arguments, current, data, runs.seed_of(trainer), model.backbone, list_images)
         if wanted != current or data is not None:
             _warn_of_other_category(arguments, current, data)
             if apply(model, wanted, lambda files: _read(files, module.pre_processor)):
@@ -88,14 +91,9 @@ def prepare(module: Preparable, datamodule: AnomalibDataModule | None = None, *,
             warn_of_overlap(model.trained_on, data)
         validates = trainer is not None and trainer.state.fn in {TrainerFn.FITTING, TrainerFn.VALIDATING}
         if not validates and wanted.references.origin in {"argument", "datamodule"}:  # other files may be gone
-            _calibrate_on_normal_images(module, lambda: _source_of_references(arguments, data))
-
-
-def _source_of_references(arguments: Arguments, data: Data | None) -> Sequence[str]:
-    """List the normal images that references are drawn from."""
-    if arguments.few_shot_source is not None:
-        return _list_images(arguments.few_shot_source)
-    return data.list_normal_images() if data is not None else []
+            source = arguments.few_shot_source
+            from_data = data.list_normal_images if data is not None else list
+            _calibrate_on_normal_images(module, from_data if source is None else lambda: list_images(source))
 
 
 def _calibrate_on_normal_images(module: Preparable, list_images: Callable[[], Sequence[str]] = list) -> None:
@@ -220,6 +218,13 @@ def _is_calibrated(post_processor: PostProcessor) -> bool:
 
 def _list_images(source: str) -> list[str]:
     return [str(file) for file in files_in_source(source)]
+
+
+def _list_usable_images(source: str) -> list[str]:
+    sizes, problems = find_problems(_list_images(source))
+    if problems:
+        logger.warning("%d images of %s are skipped: %s", len(problems), source, describe_problems(problems))
+    return list(sizes)
 
 
 def _read(files: Sequence[str], pre_processor: nn.Module | None) -> Tensor:

@@ -3,32 +3,27 @@
 
 """What a run of anomalib's Engine says: its datamodule, its seed, and its image files."""
 
+import logging
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeGuard, cast
+from collections.abc import Iterator
 
-from anomalib import TaskType
-from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageBatch, MVTecAD, PredictDataset, Visa
-from anomalib.data.utils import LabelName
+from anomalib.data import AnomalibDataModule, MVTecAD, Visa
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import nn
-from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
-from anomalib_aprilgan.integration.image_files import check_image_files
 from anomalib_aprilgan.integration.references import normal_training_files
 from anomalib_aprilgan.integration.setup import Data
 
 __all__ = [
     "DEFAULT_SEED",
-    "check_files",
     "command_line_seed",
     "command_line_value",
+    "data_sources",
     "datamodule_of",
     "describe",
-    "image_files",
     "lacks_validation_split",
     "refuse_during_run",
     "reset_metrics",
@@ -36,6 +31,8 @@ __all__ = [
     "seed_of",
     "use_own_dataloader",
 ]
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_SEED = 0
 """Seed where `seed_everything` was not called; Lightning's default as well."""
@@ -105,7 +102,7 @@ def refuse_during_run(module: object, call: str) -> None:
         raise RuntimeError(msg)
 
 
-def _data_sources(trainer: Trainer) -> Iterator[object]:
+def data_sources(trainer: Trainer) -> Iterator[object]:
     """Yield where the dataloaders of the run come from: a datamodule, a model, or dataloaders.
 
     Lightning has no public way to ask. ``trainer.datamodule`` may belong to an earlier run, since a run without a
@@ -123,7 +120,7 @@ def _data_sources(trainer: Trainer) -> Iterator[object]:
 
 def datamodule_of(trainer: Trainer | None) -> AnomalibDataModule | None:
     """Return the datamodule that a run takes its images from; ``None`` if there is none."""
-    for source in _data_sources(trainer) if trainer is not None else ():
+    for source in data_sources(trainer) if trainer is not None else ():
         if isinstance(source, AnomalibDataModule):
             return source
     return None
@@ -181,77 +178,3 @@ def describe(datamodule: AnomalibDataModule | None) -> Data | None:
 
     known = next((known.__name__ for known in (Visa, MVTecAD) if isinstance(described, known)), described.name)
     return Data(known, described.category or "", list_normal_images)
-
-
-def check_files(loaders: object) -> None:
-    """Check the images and masks behind dataloaders of anomalib's datasets.
-
-    Args:
-        loaders: A dataloader, or several.
-
-    Raises:
-        ValueError: If files cannot be used, or if batches would hold images of several sizes; the message names files.
-    """
-    all_loaders = _as_list(loaders)
-    datasets = [getattr(loader, "dataset", None) for loader in all_loaders]
-    masks = {image: mask for dataset in datasets for image, mask in _mask_files(dataset)}
-    sizes = check_image_files([file for dataset in datasets for file in _image_files(dataset)], masks)
-    for loader in all_loaders:
-        if _is_collated_by_anomalib(loader):
-            _refuse_mixed_sizes(loader.dataset, sizes)
-
-
-def image_files(loaders: object) -> list[str]:
-    """List the image files behind dataloaders of anomalib's datasets; others are not known.
-
-    Args:
-        loaders: A dataloader, or several.
-    """
-    return [file for loader in _as_list(loaders) for file in _image_files(getattr(loader, "dataset", None))]
-
-
-def _as_list(loaders: object) -> list[object]:
-    return list(loaders) if isinstance(loaders, list | tuple) else [loaders]
-
-
-def _is_collated_by_anomalib(loader: object) -> TypeGuard[DataLoader[Any]]:
-    """Whether anomalib makes batches of several images, and resizes them all to the largest of the batch."""
-    collate = getattr(getattr(loader, "collate_fn", None), "__func__", None)
-    sampler = getattr(loader, "batch_sampler", None)
-    return (
-        collate is cast("Any", ImageBatch.collate).__func__
-        and sampler is not None
-        and getattr(sampler, "batch_size", 2) != 1
-    )
-
-
-def _refuse_mixed_sizes(dataset: object, sizes: Mapping[str, tuple[int, int]]) -> None:
-    """Refuse images of several sizes, unless the dataset has a transform, which in anomalib resizes them."""
-    if getattr(dataset, "augmentations", None) or getattr(dataset, "transform", None):
-        return
-    examples: dict[tuple[int, int], str] = {}
-    for file in _image_files(dataset):
-        examples.setdefault(sizes[file], file)
-    if len(examples) > 1:
-        found = " and ".join(f"{file} ({width} x {height})" for (width, height), file in list(examples.items())[:2])
-        msg = (
-            f"Expected the images of a dataloader to have one size, but found for instance {found}. anomalib resizes "
-            "the images of a batch to the largest one, so that scores would depend on the batch. Use `batch_size=1`, "
-            "or let the dataset resize each image as the model does: `PredictDataset(path, transform=resize)`, or "
-            "`dataset.augmentations = resize`, with `resize = model.pre_processor.resize`."
-        )
-        raise ValueError(msg)
-
-
-def _image_files(dataset: object) -> list[str]:
-    if isinstance(dataset, AnomalibDataset):
-        return [str(path) for path in dataset.samples.image_path]
-    return [str(path) for path in dataset.image_filenames] if isinstance(dataset, PredictDataset) else []
-
-
-def _mask_files(dataset: object) -> list[tuple[str, str | None]]:
-    """List the abnormal images of a dataset with masks, each with its mask file. Other masks are never read."""
-    if not isinstance(dataset, AnomalibDataset) or dataset.samples.attrs.get("task") != TaskType.SEGMENTATION:
-        return []
-    abnormal = dataset.samples[dataset.samples.label_index == LabelName.ABNORMAL]
-    return [(str(image), mask) for image, mask in zip(abnormal.image_path, abnormal.mask_path, strict=True)]

@@ -15,7 +15,7 @@ from anomalib.visualization.image.item_visualizer import visualize_image_item
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image, ImageFont
 
-from anomalib_aprilgan.integration import runs
+from anomalib_aprilgan.integration import run_images
 from anomalib_aprilgan.integration.output_files import OutputFolder
 
 __all__ = ["AprilGanVisualizer", "photograph_size"]
@@ -99,7 +99,7 @@ class AprilGanVisualizer(ImageVisualizer):
     def _start(self, trainer: Trainer, module: LightningModule, loaders: object) -> None:
         del module
         folder = Path(self.output_dir or Path(trainer.default_root_dir) / "images")
-        self._pictures = OutputFolder(folder, runs.image_files(loaders))
+        self._pictures = OutputFolder(folder, run_images.image_files(loaders))
         self._pictures.clear(trainer)
 
     def on_test_batch_end(
