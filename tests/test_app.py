@@ -134,7 +134,7 @@ def test_photographs_of_a_phone_are_turned(inspector: Any, good: list[str], stai
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Run the app behind a proxy that does not answer; at the end, check that it connected to no other machine."""
-    pytest.importorskip("gradio", reason='needs pip install "anomalib-aprilgan[app-test]"')
+    pytest.importorskip("gradio", reason='needs pip install ".[app-test]"')
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -198,7 +198,7 @@ def test_http_interface(
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the path")
 def test_page_in_a_browser(address: str, good: list[str], stained: str, tmp_path: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason='needs pip install "anomalib-aprilgan[app-test]"')
+    playwright = pytest.importorskip("playwright.sync_api", reason='needs pip install ".[app-test]"')
     expect = playwright.expect
     notes = tmp_path / "notes.png"
     notes.write_text("no image", encoding="utf-8")

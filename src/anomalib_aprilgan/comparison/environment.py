@@ -42,8 +42,8 @@ def check_environment(class_paths: Iterable[str]) -> None:
     if runs_batch_first() and any(path.rpartition(".")[2] == "WinClip" for path in class_paths):
         msg = (
             f"anomalib's WinClip computes wrong maps with open_clip_torch {version('open_clip_torch')}, without any "
-            "warning. Install a version that it works with: pip install 'anomalib-aprilgan[compare]'. Or take "
-            "WinClip out of `models`; AprilGan gives the same numbers with both."
+            "warning. Install a version that it works with: run pip install '.[compare]' in a checkout of "
+            "anomalib-aprilgan. Or take WinClip out of `models`; AprilGan gives the same numbers with both."
         )
         raise RuntimeError(msg)
 

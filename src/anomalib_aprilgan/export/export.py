@@ -241,7 +241,7 @@ def _require(*packages: str) -> None:
     """Raise an error if packages are not installed."""
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
-        msg = f'This export needs {", ".join(missing)}: pip install "anomalib-aprilgan[export]"'
+        msg = f'This export needs {", ".join(missing)}: run pip install ".[export]" in a checkout of anomalib-aprilgan.'
         raise ModuleNotFoundError(msg, name=missing[0])
 
 
