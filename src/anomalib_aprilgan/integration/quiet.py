@@ -28,6 +28,8 @@ IRRELEVANT = (
     "The dirpath has changed from",
     "Found \\d+ module\\(s\\) in eval mode",
     "`max_epochs` was not set",
+    "This DataLoader will create \\d+ worker processes",
+    "The ``compute`` method of metric \\w+ was called before the ``update`` method",
 )
 """Match warnings of Lightning and torch that the user can do nothing about."""
 

@@ -120,35 +120,29 @@ class AprilGanVisualizer(ImageVisualizer):
                 picture.save(self._pictures.add(path))
 
     def _draw(self, item: Item) -> Image.Image | None:
-        panels = [
-            _captioned(panel, title, self.text_config)
-            for title, fields, overlays in self._panels()
-            if (panel := self._draw_panel(item, fields, overlays)) is not None
+        fields = [field for field in self.fields if getattr(item, field, None) is not None]
+        overlays = [
+            (base, above)
+            for base, above in self.overlay_fields
+            if any(getattr(item, name, None) is not None for name in above)  # else anomalib would repeat the base
         ]
-        if not panels:
-            return None
-        picture = create_image_grid(panels, nrow=len(panels))
-        return _captioned(picture, _verdict(item), self.text_config)
-
-    def _panels(self) -> list[tuple[str, list[str], list[tuple[str, list[str]]]]]:
-        """List the panels: title, fields, and overlays. Either fields or overlays are empty."""
-        panels: list[tuple[str, list[str], list[tuple[str, list[str]]]]] = []
-        panels += [(_title(field), [field], []) for field in self.fields]
-        panels += [(" + ".join(map(_title, above)), [], [(base, above)]) for base, above in self.overlay_fields]
-        return panels
-
-    def _draw_panel(self, item: Item, fields: list[str], overlays: list[tuple[str, list[str]]]) -> Image.Image | None:
-        if overlays and all(getattr(item, name, None) is None for name in overlays[0][1]):
-            return None  # anomalib would repeat the photograph
-        return visualize_image_item(
+        row = visualize_image_item(
             item,
             fields=fields,
             overlay_fields=overlays,
-            field_size=_fit(photograph_size(item), self.field_size),
+            field_size=(size := _fit(photograph_size(item), self.field_size)),
             fields_config=self.fields_config,
             overlay_fields_config=self.overlay_fields_config,
             text_config={"enable": False},
         )
+        if row is None:
+            return None
+        titles = [*map(_title, fields), *(" + ".join(map(_title, above)) for _, above in overlays)]
+        panels = [
+            _captioned(row.crop((number * size[0], 0, (number + 1) * size[0], size[1])), title, self.text_config)
+            for number, title in enumerate(titles)
+        ]
+        return _captioned(create_image_grid(panels, nrow=len(panels)), _verdict(item), self.text_config)
 
 
 def _title(field: str) -> str:
@@ -171,15 +165,16 @@ def photograph_size(item: Item) -> tuple[int, int]:
     """Return width and height of the photograph of a prediction in pixels.
 
     Args:
-        item: The prediction. Without a file, the size of its image tensor or array is taken.
+        item: The prediction. Without a file, the size of its image is taken, or without any image that of its map.
     """
     if item.image_path:
         with Image.open(item.image_path) as image:
             if image.format == "TIFF":  # PIL turns TIFF files while it loads them
                 image.load()
             return image.size
-    pixels: Any = item.image
-    height, width = pixels.shape[-2:] if isinstance(pixels, torch.Tensor) else pixels.shape[:2]
+    pixels: Any = item.anomaly_map if item.image is None else item.image
+    is_last = isinstance(pixels, torch.Tensor) or pixels.ndim == 2  # noqa: PLR2004  # else channels are last
+    height, width = pixels.shape[-2:] if is_last else pixels.shape[:2]
     return width, height
 
 
