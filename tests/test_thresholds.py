@@ -159,7 +159,8 @@ def leave_one_out(model: AprilGan, good: Path) -> tuple[Tensor, Tensor]:
     """Score images that are no references, in the order of their draw, and then references without themselves."""
     plain, references = model.model, list(model.reference_files)
     others = [str(path) for path in sorted(good.iterdir()) if str(path) not in references]
-    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(0)).tolist()
+    seed = model.setup_record.references.seed or 0
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed)).tolist()
 
     def read(path: str) -> Tensor:
         with Image.open(path) as image:
