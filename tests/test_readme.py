@@ -61,6 +61,8 @@ def user_folder(sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         shutil.copytree(sample_root / "coins" / "test" / "stain", target)
     for target in ("path/to/good", "path/to/bolts/good", "path/to/nuts/good"):
         shutil.copytree(sample_root / "coins" / "train" / "good", target)
+        for file in (sample_root / "coins" / "test" / "good").iterdir():  # enough to split in halves
+            shutil.copy(file, f"{target}/test_{file.name}")
     return tmp_path
 
 
