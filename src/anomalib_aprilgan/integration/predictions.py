@@ -139,7 +139,7 @@ class PredictionTable(Callback):
         verdict = ""
         if _threshold(pl_module) is not None:
             verdict = f"{anomalous} of {total} images are anomalous{_origin_of_threshold(pl_module)}. "
-        self._summary = f"{verdict}Table: {_shortest(self._part(trainer, None))}{replaced}.{pictures}"
+        self._summary = f"{verdict}Table of scores: {_shortest(self._part(trainer, None))}{replaced}.{pictures}"
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the summary as the last line, below the progress bar."""
