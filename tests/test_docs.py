@@ -1,4 +1,4 @@
-"""The documentation: it builds, its links lead somewhere, and its facts are those of code and configuration."""
+"""The documentation can be built, its links are valid, and its facts agree with code and configuration."""
 
 import ast
 import os

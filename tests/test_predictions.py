@@ -340,3 +340,14 @@ def test_two_processes_write_one_table(predict: Predict, shots: Path, tmp_path: 
     assert pictures(tmp_path / "two/AprilGan/latest") >= {"predictions.csv", "images/line1/bad/000.png"}
     assert not list((tmp_path / "two").rglob("*.part*"))
     assert process.stdout.count("of 7 images are anomalous") == 1
+
+
+def test_rows_of_an_unknown_table_are_not_kept(
+    make_lightning_model: MakeModel, predict: Predict, shots: Path, tmp_path: Path
+) -> None:
+    results(tmp_path).mkdir(parents=True)
+    (results(tmp_path) / "predictions.csv").write_text("file,score\nother.png,1\n")
+
+    predict(make_lightning_model(), shots)
+
+    assert len(read_table(results(tmp_path))) == 8

@@ -149,7 +149,7 @@ class ExampleWriter(Visualizer):
         self._files: frozenset[str] = frozenset()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose the images, which are the same for every model. Delete those of an earlier attempt of the run."""
+        """Choose the images, the same ones for every model. Delete the files of an earlier attempt of this run."""
         del pl_module
         samples = cast("Any", trainer).datamodule.test_data.samples
         self._root = os.path.commonpath([Path(path).parent for path in samples.image_path])

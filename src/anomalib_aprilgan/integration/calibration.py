@@ -84,7 +84,9 @@ class NormalScores(NamedTuple):
 def score_normal_images(
     model: AprilGanModel, held_out: Sequence[str], references: Sequence[str], read: Callable[[Sequence[str]], Tensor]
 ) -> NormalScores:
-    """Score normal images against the memory banks, and set the range of map maxima to that of these images.
+    """Score normal images with a few-shot model, and set its range of map maxima.
+
+    The range is from 0 to the largest maximum of these images.
 
     A reference image is scored against the other references (leave one out), since it has no distance to itself.
 

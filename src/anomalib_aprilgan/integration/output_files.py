@@ -4,15 +4,30 @@
 """Files that a run writes for its images: one distinct path per image, and no files of an earlier run beside them."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 
-__all__ = ["OutputFolder"]
+__all__ = ["OutputFolder", "named_items"]
 
 INDEX = ".written-by-aprilgan"
 """File in an output folder that lists the files of the last run, so that the next one can remove them."""
+
+
+def named_items(batch: Any, trainer: Trainer, batch_idx: int, dataloader_idx: int) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    """Yield the items of a batch, each with the path of its image, or with a name of its own if it has no file.
+
+    Args:
+        batch: A batch of anomalib.
+        trainer: The trainer of the run.
+        batch_idx: Number of the batch.
+        dataloader_idx: Number of its dataloader.
+    """
+    for number, item in enumerate(batch):
+        name = f"image_{trainer.global_rank}_{dataloader_idx}_{batch_idx:06}_{number:03}.png"
+        yield item.image_path or name, item
 
 
 class OutputFolder:

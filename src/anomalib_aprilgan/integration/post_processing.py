@@ -112,7 +112,7 @@ class AprilGanPostProcessor(PostProcessor):
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether thresholds and ranges were computed on a validation set."""
+        """Whether thresholds and ranges were computed from images."""
         return bool(self.margin > 0)
 
     @property

@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from anomalib_aprilgan.integration import run_images
-from anomalib_aprilgan.integration.output_files import OutputFolder
+from anomalib_aprilgan.integration.output_files import OutputFolder, named_items
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.integration.visualizer import AprilGanVisualizer, photograph_size
 
@@ -105,8 +105,7 @@ class PredictionTable(Callback):
         del outputs
         threshold, visualizer = _threshold(pl_module), getattr(pl_module, "visualizer", None)
         rows: list[Row] = []
-        for number, item in enumerate(batch):
-            file = item.image_path or f"image_{dataloader_idx}_{batch_idx:06}_{number:03}.png"
+        for file, item in named_items(batch, trainer, batch_idx, dataloader_idx):
             picture = visualizer.picture_of(file) if isinstance(visualizer, AprilGanVisualizer) else None
             row: Row = {
                 "file": file,
@@ -120,9 +119,9 @@ class PredictionTable(Callback):
             if self._options.boxes:
                 row["boxes"] = _boxes(item)
             rows.append(row)
+        self._write(self._part(trainer, trainer.global_rank), rows, is_first=self._total == 0)
         self._total += len(rows)
         self._anomalous += sum(row["label"] == "anomalous" for row in rows)
-        self._append(self._part(trainer, trainer.global_rank), rows)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merge the parts of several processes, and sum up."""
@@ -154,16 +153,16 @@ class PredictionTable(Callback):
         is_part = rank is not None and trainer.world_size > 1
         return whole.with_name(f"{whole.name}.part{rank}") if is_part else whole
 
-    def _append(self, path: Path, rows: list[Row]) -> None:
-        is_new = not path.exists()
-        if is_new:
+    def _write(self, path: Path, rows: list[Row], *, is_first: bool) -> None:
+        """Write rows: the first ones replace a file that exists, others are appended."""
+        if is_first:
             self._table_folder.add(path)
-        with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as table:
+        with path.open("w" if is_first else "a", newline="", encoding="utf-8", errors="surrogateescape") as table:
             if self._options.format == "jsonl":
                 table.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
                 return
             writer = csv.DictWriter(table, rows[0])
-            if is_new:
+            if is_first:
                 writer.writeheader()
             writer.writerows(
                 {name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
@@ -175,7 +174,7 @@ class PredictionTable(Callback):
         order = {file: number for number, file in enumerate(self._files)}
         parts = [part for rank in range(trainer.world_size) if (part := self._part(trainer, rank)).is_file()]
         rows = sorted(self._read(parts), key=lambda row: order.get(row["file"], len(order)))
-        self._append(self._part(trainer, None), rows)
+        self._write(self._part(trainer, None), rows, is_first=True)
         for part in parts:
             part.unlink()
 

@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image, ImageFont
 
 from anomalib_aprilgan.integration import run_images
-from anomalib_aprilgan.integration.output_files import OutputFolder
+from anomalib_aprilgan.integration.output_files import OutputFolder, named_items
 
 __all__ = ["AprilGanVisualizer", "photograph_size"]
 
@@ -90,14 +90,15 @@ class AprilGanVisualizer(ImageVisualizer):
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the pictures of an earlier run."""
-        self._start(trainer, pl_module, trainer.test_dataloaders)
+        del pl_module
+        self._start(trainer, trainer.test_dataloaders)
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the pictures of an earlier run."""
-        self._start(trainer, pl_module, trainer.predict_dataloaders)
+        del pl_module
+        self._start(trainer, trainer.predict_dataloaders)
 
-    def _start(self, trainer: Trainer, module: LightningModule, loaders: object) -> None:
-        del module
+    def _start(self, trainer: Trainer, loaders: object) -> None:
         folder = Path(self.output_dir or Path(trainer.default_root_dir) / "images")
         self._pictures = OutputFolder(folder, run_images.image_files(loaders))
         self._pictures.clear(trainer)
@@ -112,10 +113,9 @@ class AprilGanVisualizer(ImageVisualizer):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw and save the pictures of a batch; anomalib calls it for predictions as well."""
-        del trainer, pl_module, outputs
-        for number, item in enumerate(batch):
-            picture = self._draw(item)
-            path = self.picture_of(item.image_path or f"image_{dataloader_idx}_{batch_idx:06}_{number:03}.png")
+        del pl_module, outputs
+        for name, item in named_items(batch, trainer, batch_idx, dataloader_idx):
+            picture, path = self._draw(item), self.picture_of(name)
             if picture is not None and path is not None and self._pictures is not None:
                 picture.save(self._pictures.add(path))
 
