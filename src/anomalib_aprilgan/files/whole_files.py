@@ -79,8 +79,6 @@ def replacing(path: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             os.replace(unfinished, path)  # noqa: PTH105  # the one call that tests replace
     except OSError as error:
-        if error.filename is not None:
-            raise
         raise OSError(error.errno, f"{error.strerror}, so that this file was not written", str(path)) from error
 
 
