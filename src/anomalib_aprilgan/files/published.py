@@ -7,18 +7,16 @@ The files come from one commit of the authors' repository (github.com/ByChelsea/
 accepted if its git object id is correct, so it may also come from a mirror.
 """
 
-import hashlib
 import logging
 import os
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from platformdirs import user_cache_path
 
 from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
-from anomalib_aprilgan.files.downloads import MissingFileError, download
+from anomalib_aprilgan.files.downloads import MissingFileError, digest_of, download
 
 __all__ = ["MIRROR_VARIABLE", "PUBLISHED", "PublishedAdapters", "fetch", "missing_adapters"]
 
@@ -31,6 +29,10 @@ SOURCE = (
     "https://raw.githubusercontent.com/ByChelsea/VAND-APRIL-GAN/"
     "f13b8a634e04f9fde8fa03db125b25af5695d8e1/exps/pretrained"
 )
+
+
+LIMIT = 100_000_000
+"""Largest size of an adapter file in bytes. The published ones have 13 MB."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ PUBLISHED = {
 def fetch(name: str) -> Path:
     """Return the path of a published adapter file, after downloading it if it is not in the cache.
 
-    A download is checked before it is moved into the cache, so the cache never contains an incomplete file.
+    A download is checked before it is moved into the cache.
 
     Args:
         name: ``"mvtec"`` (trained on MVTec AD) or ``"visa"`` (trained on VisA).
@@ -82,28 +84,26 @@ def fetch(name: str) -> Path:
             the path in the cache.
     """
     published = PUBLISHED[name]
+
+    def find_fault(path: Path) -> str:
+        found = _git_object_id(path)
+        expected = published.git_object_id
+        return "" if found == expected else f"has the git object id {found} instead of {expected}"
+
     path = _cached(name)
     if path.is_file():
-        if _git_object_id(path) == published.git_object_id:
+        if not find_fault(path):
             return path
         logger.warning("The file %s is damaged (wrong git object id). It is downloaded again.", path)
-
     url = f"{os.environ.get(MIRROR_VARIABLE, SOURCE).rstrip('/')}/{published.file_name}"
-    advice = _advice(name)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
-            unfinished = Path(folder) / path.name
-            download(url, unfinished)
-            found = _git_object_id(unfinished)
-            if found == published.git_object_id:
-                unfinished.replace(path)
+        if not path.is_absolute():
+            msg = "there is no home directory for the cache"
+            raise OSError(msg)  # noqa: TRY301
+        download(url, path, LIMIT, find_fault)
     except (OSError, HTTPException, ValueError) as error:
-        reason = f"{url}: {error}"
-        raise MissingFileError(reason, advice) from error
-    if found != published.git_object_id:
-        reason = f"{url} has the git object id {found} instead of {published.git_object_id} and was deleted"
-        raise MissingFileError(reason, advice)
+        reason = str(error) if url in str(error) else f"{url}: {error}"
+        raise MissingFileError(reason, _advice(name)) from error
     return path
 
 
@@ -134,5 +134,4 @@ def _advice(name: str) -> str:
 
 def _git_object_id(path: Path) -> str:
     """Compute the git object id of a file."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    return digest_of(path, "sha1", b"blob %d\0" % path.stat().st_size)

@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Final
+from typing import Final, cast
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["UNFINISHED", "delete_leftovers", "replacing", "unfinished_folder", "write_file"]
+__all__ = ["UNFINISHED", "delete_leftovers", "one_at_a_time", "replacing", "unfinished_folder", "write_file"]
 
 UNFINISHED: Final = ".unfinished-"
 """Start of the names of temporary folders."""
@@ -100,6 +100,36 @@ def write_file(path: Path, content: bytes | str) -> Path:
     return path
 
 
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[Path]:
+    """Let only one thread or process at a time make a file. The others wait, and one goes on where another has stopped.
+
+    Without locks, as on Windows, none waits, and each begins anew.
+
+    Args:
+        path: The file; its folder is made if it is missing.
+
+    Yields:
+        A folder beside the file for its unfinished parts. It is deleted at the end, unless there are some.
+
+    Raises:
+        OSError: If the folder cannot be made.
+    """
+    if fcntl is None:
+        with unfinished_folder(path.parent) as folder:
+            yield folder
+        return
+    folder = path.with_name(f".{path.name}.parts")
+    lock = _wait_for_lock(folder)
+    try:
+        yield folder
+    finally:
+        if not any(part.stat().st_size for part in folder.iterdir()):  # the lock's file is empty
+            shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
 def delete_leftovers(parent: Path) -> None:
     """Delete the temporary folders of killed processes. Those of living processes stay, also on other machines.
 
@@ -126,15 +156,41 @@ def _locked_folder(parent: Path) -> tuple[Path, int | None]:
         folder = Path(mkdtemp(dir=parent, prefix=UNFINISHED))
         try:
             lock = _lock(folder)
-            if lock is None or os.path.samestat(os.fstat(lock), (folder / LOCK).stat()):
+            if _is_of(lock, folder):
                 return folder, lock
-            os.close(lock)
         except (FileNotFoundError, BlockingIOError):
             continue
 
 
-def _lock(folder: Path) -> int | None:
+def _wait_for_lock(folder: Path) -> int | None:
+    """Make a folder and lock it, however long another process holds the lock, and even if that one deletes it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = _lock(folder, waits=True)
+            if _is_of(lock, folder):
+                return lock
+        except FileNotFoundError:
+            continue
+
+
+def _is_of(lock: int | None, folder: Path) -> bool:
+    """Whether a lock is still that of a folder, which may have been deleted; if not, it is closed."""
+    try:
+        if lock is None or os.path.samestat(os.fstat(lock), (folder / LOCK).stat()):
+            return True
+    except FileNotFoundError:
+        pass
+    os.close(cast("int", lock))
+    return False
+
+
+def _lock(folder: Path, *, waits: bool = False) -> int | None:
     """Lock a temporary folder.
+
+    Args:
+        folder: The folder.
+        waits: Wait until no other process holds the lock.
 
     Returns:
         A descriptor that holds the lock until it is closed; ``None`` if the system has no locks.
@@ -146,7 +202,7 @@ def _lock(folder: Path) -> int | None:
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
             return descriptor
     except BlockingIOError:
         os.close(descriptor)

@@ -9,6 +9,8 @@ Releases of open_clip treat OpenAI's weights differently: 2.24 forces QuickGELU 
 
 import difflib
 import inspect
+import os
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +22,8 @@ from open_clip import pretrained as open_clip_pretrained
 from torch import Tensor, nn
 
 from anomalib_aprilgan.files import embedded
-from anomalib_aprilgan.files.downloads import MissingFileError, download, find_in_hub
+from anomalib_aprilgan.files.downloads import MissingFileError, digest_of, download, fetch_from_hub
+from anomalib_aprilgan.files.paths import checked_path
 from anomalib_aprilgan.method.clip_weights import read_clip_weights, resize_positional_embedding
 
 __all__ = [
@@ -36,6 +39,9 @@ __all__ = [
 Weights = dict[str, Tensor]
 Towers = Any
 """Both towers, or one of them: modules of open_clip, which has no type annotations."""
+
+LIMIT = 30_000_000_000
+"""Largest size of a file with CLIP weights in bytes. The largest towers that open_clip has take some 20 GB."""
 
 open_clip.add_model_config(embedded.CONFIG)
 
@@ -156,7 +162,7 @@ def _build(config: dict[str, Any]) -> Towers:
 
 def _load_weights(backbone: str, pretrained: str | Path) -> Weights:
     """Read CLIP weights from a file, or from the file that open_clip downloads for a tag."""
-    path = Path(pretrained).expanduser()
+    path = checked_path(pretrained, "pretrained")
     if path.is_file():
         return read_clip_weights(path)
     tags = open_clip_pretrained.list_pretrained_tags_by_model(backbone)
@@ -177,20 +183,28 @@ def _load_weights(backbone: str, pretrained: str | Path) -> Weights:
 
 
 def _download_weights(backbone: str, tag: str) -> Path:
-    """Return the file of a tag from open_clip's caches, or download it. open_clip checks its integrity."""
+    """Return the file of a tag from open_clip's caches, or download it to them."""
     source = open_clip_pretrained.get_pretrained_cfg(backbone, tag)
     url = source.get("url", "")
-    cached = Path("~/.cache/clip").expanduser() / Path(url).name
+    cached = Path(os.path.expanduser(f"~/.cache/clip/{Path(url).name}"))  # noqa: PTH111  # no error without a home
     repository, _, name = source.get("hf_hub", "").rpartition("/")
-    names = [name] if name else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    name = name or "open_clip_pytorch_model.bin"
+    safe = re.sub(r"\.(bin|pth)$", ".safetensors", name).replace("open_clip_pytorch_model", "open_clip_model")
+    names = list(dict.fromkeys([safe, name]))  # as open_clip
+
+    def find_fault(path: Path) -> str:
+        expected = _sha256_in(url)
+        found = digest_of(path) if expected else ""
+        return "" if found.startswith(expected) else f"has the SHA-256 {found} instead of {expected}..."
+
     try:
         if repository and not (url and cached.is_file()):  # open_clip 3.x looks in the Hugging Face cache only
-            found = find_in_hub(repository, names)
-            return found or Path(open_clip_pretrained.download_pretrained(source))
-        if not cached.is_file():
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            download(url, cached)
-        return Path(open_clip_pretrained.download_pretrained_from_url(url))
+            return fetch_from_hub(repository, names, LIMIT)
+        if not cached.is_absolute():
+            msg = "there is no home directory for the cache"
+            raise OSError(msg)  # noqa: TRY301
+        if not cached.is_file() or find_fault(cached):
+            download(url, cached, LIMIT, find_fault)
     except Exception as error:  # network, hub and file system raise errors of many types
         hub = f"https://huggingface.co/{repository}/resolve/main/{names[0]}"
         place = f"at {cached}, or anywhere" if url else "anywhere"
@@ -199,6 +213,13 @@ def _download_weights(backbone: str, tag: str) -> Path:
         file = f"CLIP ({tag!r} of {backbone}): {url or hub}\n  {advice}"
         reason = f"{type(error).__name__}: {error}"
         raise MissingFileError(reason, file) from error
+    return cached
+
+
+def _sha256_in(url: str) -> str:
+    """Return the SHA-256, or its beginning, that URLs of OpenAI and of open_clip contain; empty for other URLs."""
+    digests: list[str] = re.findall(r"[/-]([0-9a-f]{64}|[0-9a-f]{8})(?=[/.])", url)
+    return digests[-1] if digests else ""
 
 
 def _load_into(towers: Towers, weights: Weights, grid: int, source: str) -> None:
