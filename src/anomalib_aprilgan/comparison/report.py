@@ -35,6 +35,7 @@ from anomalib_aprilgan.comparison.tables import (
     measured_metrics,
     prepare,
 )
+from anomalib_aprilgan.files.paths import checked_path
 from anomalib_aprilgan.files.whole_files import write_file
 from anomalib_aprilgan.pages.rendering import make_environment, scale
 
@@ -83,7 +84,7 @@ def write_report(folder: str | Path) -> Path:
         OSError: If a file cannot be written.
         ValueError: If the folder holds no results, or a damaged run file.
     """
-    folder = Path(folder)
+    folder = checked_path(folder, "folder")
     while True:
         found = run_files(folder)
         written = _write_report(folder)

@@ -55,6 +55,10 @@ class AprilGanVisualizer(ImageVisualizer):
 
     _pictures: OutputFolder | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the files of the present run, whose names a copy for somebody else should not contain."""
+        return {**self.__dict__, "_pictures": None}
+
     def visualize(
         self, predictions: Item | ImageBatch | NumpyImageBatch
     ) -> Image.Image | list[Image.Image | None] | None:

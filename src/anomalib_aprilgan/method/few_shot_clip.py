@@ -148,6 +148,10 @@ class FewShotClip(nn.Module):
         """Return the text features of ``N`` class names, one per image of a batch, shape ``(N, 2, D)``."""
         return self._text.of_classes(class_names, self.clip).to(self.text_features)
 
+    def forget_other_classes(self) -> None:
+        """Delete the text features of all classes except the current one."""
+        self._text.keep_only(self.class_name)
+
     def encode_references(self, images: Tensor) -> list[Tensor]:
         """Encode reference images one by one, which limits memory to the activations of one image (section 3.3).
 

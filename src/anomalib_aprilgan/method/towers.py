@@ -226,17 +226,17 @@ def _load_into(towers: Towers, weights: Weights, grid: int, source: str) -> None
     """Load weights into the towers, with the positional embedding resized to the patch grid."""
     ignored = ("input_resolution", "context_length", "vocab_size", "text.transformer.embeddings.position_ids")
     weights = {name: value for name, value in weights.items() if name not in ignored}
-    if hasattr(towers, "text") and "positional_embedding" in weights:
-        weights = open_clip.model.convert_to_custom_text_state_dict(weights)
-    if "logit_scale" in weights:
-        weights["logit_scale"] = weights["logit_scale"].reshape(towers.logit_scale.shape)
     name = "visual.positional_embedding"
-    if name in weights and weights[name].shape[-1] == towers.visual.positional_embedding.shape[-1]:
-        weights[name] = resize_positional_embedding(weights[name].float(), grid)
-        towers.visual.positional_embedding = nn.Parameter(torch.empty_like(weights[name]))
     try:
+        if hasattr(towers, "text") and "positional_embedding" in weights:
+            weights = open_clip.model.convert_to_custom_text_state_dict(weights)
+        if "logit_scale" in weights:
+            weights["logit_scale"] = weights["logit_scale"].reshape(towers.logit_scale.shape)
+        if name in weights and weights[name].shape[1:] == towers.visual.positional_embedding.shape[1:]:
+            weights[name] = resize_positional_embedding(weights[name].float(), grid)
+            towers.visual.positional_embedding = nn.Parameter(torch.empty_like(weights[name]))
         towers.load_state_dict(weights)
-    except RuntimeError as error:
+    except RuntimeError as error:  # shapes that do not fit
         details = " ".join(str(error).split())[:400]
         msg = f"The CLIP weights do not fit the architecture ({source}): {details} ..."
         raise ValueError(msg) from error
