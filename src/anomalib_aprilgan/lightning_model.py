@@ -260,8 +260,10 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         self._prepare_for(self.trainer.test_dataloaders)
 
     def on_predict_start(self) -> None:
-        """Prepare the model; check all images and masks before the first is scored."""
-        self._prepare_for(self.trainer.predict_dataloaders)
+        """Prepare the model; check all images before the first is scored."""
+        loaders = self.trainer.predict_dataloaders
+        self._prepare_for(loaders)
+        runs.limit_predictions(self.trainer, len(run_images.image_files(loaders)), self.model.image_size)
 
     def _prepare_for(self, loaders: object) -> None:
         run_images.check_files(loaders)
