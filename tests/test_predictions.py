@@ -409,6 +409,17 @@ def test_a_full_disk_leaves_whole_rows(small_disk: Path) -> None:
     assert set(pd.read_csv(path).file.str.len()) == {1000}
 
 
+@pytest.mark.parametrize("kind", ["npy", "tiff"])
+def test_a_full_disk_leaves_whole_maps(kind: str, small_disk: Path) -> None:
+    table, _ = table_in(small_disk, maps=kind)
+    table._maps = OutputFolder(small_disk, [])
+    for number in range(2):
+        table._write_map(f"{number}.png", torch.rand(300, 300))
+    with pytest.raises(OSError, match=rf"this file was not written: '.*{kind}'"):
+        table._write_map("2.png", torch.rand(300, 300))
+    assert {path.stat().st_size // 1000 for path in small_disk.rglob(f"*.{kind}")} == {360}
+
+
 class Command(SaveConfigCallback):
     """Holds the configuration of anomalib's command, without writing it."""
 

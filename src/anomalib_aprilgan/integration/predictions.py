@@ -4,9 +4,7 @@
 """The table of a prediction: one row per image, written as it goes, and a line on the screen that sums it up."""
 
 import csv
-import errno
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -21,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from anomalib_aprilgan.integration import run_images
-from anomalib_aprilgan.integration.output_files import OutputFolder, named_items
+from anomalib_aprilgan.integration.output_files import OutputFolder, named_items, written
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.integration.visualizer import AprilGanVisualizer, photograph_size
 
@@ -172,11 +170,14 @@ class PredictionTable(Callback):
             _write_csv(text, list(rows), has_heading=is_first)
         content = text.getvalue().encode("utf-8", "surrogateescape")
         with path.open("wb" if is_first else "ab", buffering=0) as table:
-            before = table.tell()
-            if (table.write(content) or 0) < len(content):
+            before, rest = table.tell(), memoryview(content)
+            try:
+                while rest:  # the first write to a full disk is cut short, the next one raises an error
+                    rest = rest[table.write(rest) :]
+            except OSError as error:
                 table.truncate(before)
-                msg = f"{os.strerror(errno.ENOSPC)}, so that the last scores were not written"
-                raise OSError(errno.ENOSPC, msg, str(path))
+                msg = f"{error.strerror}; the last scores were not written"
+                raise OSError(error.errno, msg, str(path)) from error
 
     def _merge(self, trainer: Trainer) -> None:
         """Merge the parts of all processes, in the order of the images."""
@@ -194,10 +195,11 @@ class PredictionTable(Callback):
     def _write_map(self, file: str, anomaly_map: torch.Tensor) -> Path:
         path = self._maps.add(self._maps.path_for(file, f".{self._options.maps}"))
         values = anomaly_map.squeeze().float().cpu().numpy()
-        if self._options.maps == "npy":
-            np.save(path, values)
-        else:
-            Image.fromarray(values).save(path)
+        with written(path):
+            if self._options.maps == "npy":
+                np.save(path, values)
+            else:
+                Image.fromarray(values).save(path)
         return path
 
 
