@@ -157,13 +157,12 @@ class AprilGanModel(AdaptedClip):
         """Compute the maps for the training loss. Only the adapters receive gradients.
 
         Args:
-            images: Pre-processed images of shape ``(N, 3, image_size, image_size)``, or views of images in the size of
-                the windows.
+            images: Pre-processed images of shape ``(N, 3, image_size, image_size)``; with windows, views of images, of
+                shape ``(N, 3, window, window)``.
             text_features: Text features of shape ``(2, D)``, or ``(N, 2, D)`` if each image has its own class.
 
         Returns:
-            Per stage, the probabilities of both states, shape ``(N, 2, image_size, image_size)`` or in the size of the
-            windows.
+            Per stage, the probabilities of both states, shape ``(N, 2, H, W)`` with height and width of the images.
         """
         images = self._checked("images", images, self.architecture.tower_size)
         tokens = self.clip.encode_image(images, self.layers).tokens
