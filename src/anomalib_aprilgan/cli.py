@@ -57,18 +57,32 @@ def sample_data(
     print(f"Wrote {', '.join(categories)} to {root}")  # noqa: T201
 
 
-def pretrain(folder: Path, pairs: int = 60_000, steps: int = 4400, seed: int = 0) -> None:
+def pretrain(
+    folder: Path,
+    photographs: Path | None = None,
+    start: str | None = None,
+    pairs: int = 60_000,
+    steps: int = 4400,
+    photograph_pairs: int = 24_500,
+    photograph_steps: int = 1100,
+    seed: int = 0,
+) -> None:
     """Train the embedded CLIP and its adapters from scratch. Run it again to continue an interrupted training.
 
     Args:
-        folder: Folder for images, checkpoint, weights and adapters.
-        pairs: Number of generated image pairs.
-        steps: Number of pre-training steps.
+        folder: Folder for images, checkpoints, weights and adapters.
+        photographs: Folder of photographs of undamaged materials, with INDEX.tsv, for a second round of training.
+        start: Weights that the second round starts from, instead of the first round's: a file, or demo for those of
+            this package.
+        pairs: Number of drawn image pairs of the first round.
+        steps: Steps of the first round.
+        photograph_pairs: Number of image pairs of the second round.
+        photograph_steps: Steps of the second round.
         seed: Seed of images, weights and batches.
     """
     from anomalib_aprilgan.pretraining.command import pretrain as pretrain_clip  # noqa: PLC0415
 
-    pretrain_clip(folder, pairs, steps, seed=seed)
+    pretrain_clip(folder, photographs, start, pairs, steps, photograph_pairs, photograph_steps, seed)
 
 
 def fetch(name: Literal["visa", "mvtec"]) -> None:

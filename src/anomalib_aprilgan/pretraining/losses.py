@@ -9,7 +9,7 @@ Each is a cross-entropy over similarities of images and captions, as in CLIP (ar
 - twins: each image against both captions of its pair, and each caption against both images of its pair.
 - patches: each patch against both captions of its pair. Its target is the fraction that the defect covers. Patches of
   the last block go through CLIP's final norm and projection. Patches of the stages that APRIL-GAN uses go through
-  linear adapters, which are discarded after pre-training; so every one of these stages learns where defects are.
+  linear adapters; so every one of these stages learns where defects are.
 """
 
 import json
@@ -50,18 +50,20 @@ def losses(
         The three losses, shape ``(3,)``.
     """
     visual = towers.visual
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(batch.images.device.type, torch.bfloat16):
         embedding, tokens = encode_image(visual, batch.images.flatten(0, 1).contiguous(), range(1, BLOCKS + 1))
         projected = [visual.ln_post(tokens[BLOCKS]) @ visual.proj, *adapters([tokens[stage] for stage in LAYERS])]
     images = _in_pairs(embedding)  # (B, 2, D)
-    captions = _in_pairs(encode_text(towers, tokenizer(batch.captions)))  # (B, 2, D)
+    token_ids = tokenizer(batch.captions).to(batch.images.device)
+    captions = _in_pairs(encode_text(towers, token_ids))  # (B, 2, D)
 
-    description = 2 * batch.kinds[:, None] + torch.tensor([0, 1])  # (B, 2), equal for the same kind and state
+    state = torch.arange(2, device=batch.images.device)
+    description = 2 * batch.kinds[:, None] + state  # (B, 2), equal for the same kind and state
     named_images, named_captions, named = (x[batch.is_named].flatten(0, 1) for x in (images, captions, description))
     contrast = _contrast(named_images, named_captions, named, temperature)
 
     twins = temperature * images @ captions.mT  # (B, state of the image, state of the caption)
-    states = torch.tensor([0, 1]).repeat(len(twins))
+    states = state.repeat(len(twins))
     of_captions, of_images = (
         cross_entropy(logits.flatten(0, 1), states, label_smoothing=0.05) for logits in (twins, twins.mT)
     )
@@ -86,10 +88,11 @@ def _contrast(images: Tensor, captions: Tensor, description: Tensor, temperature
 def _patches(patches: Tensor, captions: Tensor, covered: Tensor, temperature: float) -> Tensor:
     """Loss of patches, shape ``(B, 2, P, D)``, against both captions of their pair; shape ().
 
-    The means over patches with and without defect are added, since the former are rare.
+    A patch counts as abnormal by three times the fraction that the defect covers, so that thin lines and pits count
+    too. The means over patches with and without defect are added, since the former are rare.
     """
     log_probabilities = log_softmax(temperature * patches @ captions[:, None].mT, dim=-1)  # (B, 2, P, state)
-    covered = torch.stack([torch.zeros_like(covered), covered], dim=1).clamp(0.02, 0.98)
-    each = -(1 - covered) * log_probabilities[..., 0] - covered * log_probabilities[..., 1]
-    is_covered = covered > 0.3  # noqa: PLR2004
+    target = torch.stack([torch.zeros_like(covered), (3 * covered)], dim=1).clamp(0.02, 0.98)
+    each = -(1 - target) * log_probabilities[..., 0] - target * log_probabilities[..., 1]
+    is_covered = target > 0.5  # noqa: PLR2004
     return each[is_covered].mean() / 2 + each[~is_covered].mean()

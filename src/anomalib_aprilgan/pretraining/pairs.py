@@ -3,15 +3,17 @@
 
 """Training data of the embedded CLIP: batches of pairs of images, augmented and with captions."""
 
+from bisect import bisect_right
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from numpy.random import Generator
 from torch import Tensor
 
-from anomalib_aprilgan.demo.drawing.scenes import AUXILIARY_DEFECTS, AUXILIARY_KINDS
 from anomalib_aprilgan.integration.pre_processing import CLIP_MEAN, CLIP_STD
 from anomalib_aprilgan.pretraining.captions import captions
 
@@ -26,7 +28,7 @@ class Batch(NamedTuple):
         covered: Fraction of each patch that the defect covers, shape ``(B, P)``, in [0, 1].
         captions: Two captions per pair: normal, abnormal.
         is_named: Whether the captions name the kind, shape ``(B,)``.
-        kinds: Index of each pair's kind, shape ``(B,)``.
+        kinds: Number of each pair's kind, shape ``(B,)``; equal for the same kind.
     """
 
     images: Tensor
@@ -35,25 +37,34 @@ class Batch(NamedTuple):
     is_named: Tensor
     kinds: Tensor
 
+    def to(self, device: torch.device) -> "Batch":
+        """Move the tensors to a device."""
+        images, covered, is_named, kinds = (
+            tensor.to(device) for tensor in (self.images, self.covered, self.is_named, self.kinds)
+        )
+        return Batch(images, covered, self.captions, is_named, kinds)
+
 
 class Pairs:
-    """All pairs, loaded into memory.
+    """All pairs, read from files when they are needed.
 
     Args:
-        files: Files of :func:`~anomalib_aprilgan.pretraining.drawn_files.draw_pairs`.
+        files: Files of :func:`~anomalib_aprilgan.pretraining.pair_files.write_pairs`.
     """
 
     def __init__(self, files: list[Path]) -> None:
-        parts = [np.load(file) for file in files]
-        self.images, self.masks, self.kinds, self.defects = (
-            np.concatenate([part[name] for part in parts]) for name in ("images", "masks", "kinds", "defects")
-        )
+        self._files = [np.load(file, mmap_mode="r") for file in files]
+        self._ends = list(accumulate(len(file) for file in self._files))
 
     def __len__(self) -> int:
-        return len(self.images)
+        return self._ends[-1]
 
-    def batch(self, size: int, rng: Generator) -> Batch:
-        """Choose pairs at random, augment them and write their captions.
+    def _row(self, number: int) -> np.void:
+        file = bisect_right(self._ends, number)
+        return self._files[file][number - self._ends[file]]
+
+    def batch(self, size: int, rng: Generator, image_size: int, patch_size: int) -> Batch:
+        """Choose pairs at random, resize and augment them, and write their captions.
 
         Both images of a pair are rotated by a multiple of 90 degrees, mirrored and have their colour channels permuted
         in the same way.
@@ -61,30 +72,34 @@ class Pairs:
         Args:
             size: Number of pairs, at most the number of all pairs.
             rng: Random generator.
+            image_size: Height and width of the images in pixels.
+            patch_size: Height and width of a patch in pixels.
 
         Returns:
             The batch.
         """
-        chosen = rng.choice(len(self.images), min(size, len(self.images)), replace=False)
-        images, masks = self.images[chosen], self.masks[chosen]
+        rows = [self._row(int(number)) for number in rng.choice(len(self), min(size, len(self)), replace=False)]
+        grid = image_size // patch_size
+        images = np.empty((len(rows), 2, image_size, image_size, 3), np.uint8)
+        masks = np.empty((len(rows), grid, grid), np.uint8)
         texts: list[str] = []
         is_named = []
-        for i, number in enumerate(chosen):
-            turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
-            images[i], masks[i] = np.rot90(images[i], turns, (1, 2)), np.rot90(masks[i], turns)
-            if mirrored:
-                images[i], masks[i] = images[i][:, :, ::-1], masks[i][:, ::-1]
-            if rng.random() < 0.5:  # noqa: PLR2004
-                images[i] = images[i][..., rng.permutation(3)]
-            normal, abnormal, named = captions(
-                AUXILIARY_KINDS[self.kinds[number]], AUXILIARY_DEFECTS[self.defects[number]], rng
-            )
+        for i, row in enumerate(rows):
+            turns, is_mirrored = int(rng.integers(4)), bool(rng.integers(2))
+            channels = rng.permutation(3) if rng.random() < 0.5 else np.arange(3)  # noqa: PLR2004
+            mask = cv2.resize(row["mask"], (grid, grid), interpolation=cv2.INTER_AREA)
+            masks[i] = np.rot90(mask, turns)[:, :: -1 if is_mirrored else 1]
+            for state, picture in enumerate(row["images"]):
+                resized = cv2.resize(picture, (image_size, image_size), interpolation=cv2.INTER_AREA)
+                images[i, state] = np.rot90(resized, turns)[:, :: -1 if is_mirrored else 1, channels]
+            normal, abnormal, named = captions(str(row["kind"]), str(row["defect"]), rng)
             texts += [normal, abnormal]
             is_named.append(named)
+        _, kinds = np.unique([str(row["kind"]) for row in rows], return_inverse=True)
         return Batch(
             ((torch.from_numpy(images) / 255 - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)).movedim(-1, 2),
             torch.from_numpy(masks).flatten(1) / 255,
             texts,
             torch.tensor(is_named),
-            torch.from_numpy(self.kinds[chosen]).long(),
+            torch.from_numpy(kinds).long(),
         )
