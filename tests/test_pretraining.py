@@ -288,3 +288,12 @@ def test_held_out_photographs_are_a_data_set_in_mvtec_ads_layout(photographs: Pa
 def test_captions_of_mixed_scenes_name_nothing() -> None:
     assert not any(captions("thing", "pit", default_rng(seed))[2] for seed in range(20))
     assert any("marble" in sentence for sentence in vocabulary_sentences(["marble"]))
+
+
+def test_a_batch_without_names_has_no_contrast(drawn: list[Path]) -> None:
+    towers = build_towers(BACKBONE, None, 48, quick_gelu=False)
+    adapters = StageAdapters(len(LAYERS), 128, 128)
+    batch = Pairs(drawn).batch(2, default_rng(0), 48, PATCH)._replace(is_named=torch.tensor([False, False]))
+    values = losses(towers, adapters, tokenizer_of(BACKBONE), batch, 20.0)
+    assert values[0] == 0
+    assert values.isfinite().all()

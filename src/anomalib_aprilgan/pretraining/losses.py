@@ -78,7 +78,9 @@ def _in_pairs(embeddings: Tensor) -> Tensor:
 
 
 def _contrast(images: Tensor, captions: Tensor, description: Tensor, temperature: float) -> Tensor:
-    """CLIP's loss, shape (), where images and captions match if they have the same description."""
+    """CLIP's loss, shape (), where images and captions match if they have the same description; 0 without any."""
+    if not len(images):
+        return images.sum()
     same = (description[:, None] == description).float()
     target = same / same.sum(dim=1, keepdim=True)
     logits = temperature * images @ captions.T
@@ -95,4 +97,5 @@ def _patches(patches: Tensor, captions: Tensor, covered: Tensor, temperature: fl
     target = torch.stack([torch.zeros_like(covered), (3 * covered)], dim=1).clamp(0.02, 0.98)
     each = -(1 - target) * log_probabilities[..., 0] - target * log_probabilities[..., 1]
     is_covered = target > 0.5  # noqa: PLR2004
-    return each[is_covered].mean() / 2 + each[~is_covered].mean()
+    of_defect = each[is_covered].sum() / is_covered.sum().clamp(min=1)
+    return of_defect / 2 + each[~is_covered].mean()
