@@ -222,7 +222,7 @@ def full_disk(*_: object) -> None:
 def test_a_full_disk_leaves_what_was_there(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path, row(images=1))
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, call, full_disk)
+        patch.setattr(os, call, full_disk)
         with pytest.raises(OSError, match="No space left"):
             write_run(tmp_path, row(images=2))
         with pytest.raises(OSError, match=r"`output` to be a folder that can be written to, .*No space left"):

@@ -7,15 +7,17 @@ import pytest
 import torch
 from numpy.random import default_rng
 from safetensors.torch import load_file
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from anomalib_aprilgan import AprilGanModel
 from anomalib_aprilgan.cli import main
 from anomalib_aprilgan.demo.drawing.scenes import HELD_OUT_KINDS, INVENTIONS
+from anomalib_aprilgan.demo.sample_data import DATA_SETS
 from anomalib_aprilgan.files.adapter_files import read_adapters
 from anomalib_aprilgan.files.embedded import BACKBONE, IMAGE_SIZE, LAYERS
 from anomalib_aprilgan.method.adapters import StageAdapters
-from anomalib_aprilgan.method.clip import encode_image
+from anomalib_aprilgan.method.encoders import encode_image
 from anomalib_aprilgan.method.prompts import prompt_ensemble
 from anomalib_aprilgan.method.towers import build_towers, tokenizer_of
 from anomalib_aprilgan.pretraining import command, training
@@ -28,7 +30,7 @@ from anomalib_aprilgan.pretraining.pairs import Batch, Pairs
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train adapters on two kinds for one epoch, and test on one kind."""
-    monkeypatch.setitem(command.DATA_SETS, "auxiliary", (("leather", "washer"), ("scratch",)))
+    monkeypatch.setitem(DATA_SETS, "auxiliary", (("leather", "washer"), ("scratch",)))
     monkeypatch.setattr(command, "HELD_OUT_KINDS", ("gear",))
     monkeypatch.setattr(command, "ADAPTER_EPOCHS", 1)
     monkeypatch.setattr(command, "ADAPTER_LOOKS", 2)
@@ -158,7 +160,9 @@ def test_the_losses_equal_those_of_a_simple_loop(drawn: list[Path]) -> None:
     ]
     sentences = normalize(towers.encode_text(tokenizer_of(BACKBONE)(batch.captions)), dim=-1)
 
-    twins, covered, uncovered = [], [], []
+    twins: list[Tensor] = []
+    covered: list[Tensor] = []
+    uncovered: list[Tensor] = []
     for pair in range(3):
         first, second = 2 * pair, 2 * pair + 1
         logits = temperature * images[first : second + 1] @ sentences[first : second + 1].T
