@@ -133,7 +133,7 @@ def test_the_origin_of_the_published_adapters(name, data_set):
 )
 def test_the_object_id_equals_git_s(tmp_path, content, git_object_id):
     (tmp_path / "file").write_bytes(content)
-    assert published._git_object_id(tmp_path / "file") == git_object_id
+    assert published.git_object_id(tmp_path / "file") == git_object_id
 
 
 # ---- Download -----------------------------------------------------------------------------------------------------

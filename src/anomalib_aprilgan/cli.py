@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The console command ``anomalib-aprilgan``: demonstration, sample data, comparison, and adapter files.
+"""The console command ``anomalib-aprilgan``: demonstration, diagnosis, sample data, comparison, adapter files.
 
 Use anomalib's own command to train, test, predict and export: ``anomalib test --model AprilGan ...``.
 """
@@ -95,6 +95,23 @@ def extract(source: str, output: str) -> None:
     print(write_adapters(output, weights, origin))  # noqa: T201
 
 
+def doctor(record: bool = False) -> None:
+    """Say whether the installation works, for bug reports: versions, devices, cached weights, and a self-test.
+
+    Args:
+        record: Instead, record the numbers of the self-test anew. For developers, after a training of ViT-demo.
+    """
+    if record:
+        from anomalib_aprilgan.diagnosis.self_test import record as record_numbers  # noqa: PLC0415
+
+        print(record_numbers())  # noqa: T201
+        return
+    from anomalib_aprilgan.diagnosis.doctor import examine  # noqa: PLC0415
+
+    if not examine():
+        sys.exit(1)
+
+
 def report(folder: Path) -> None:
     """Write the report of a comparison again from its results, and print its path.
 
@@ -116,6 +133,7 @@ def compare(**arguments: Any) -> None:  # noqa: ANN401
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
+    "doctor": doctor,
     "sample-data": sample_data,
     "pretrain": pretrain,
     "fetch": fetch,
