@@ -144,7 +144,7 @@ def verify(
     """Measure the published figures with the real weights, and say which categories of MVTec AD and VisA meet them.
 
     Args:
-        root: Folder of MVTec AD or of VisA. Give the option twice for both.
+        root: Folders of MVTec AD and VisA.
         output: Folder of the results. If the command is interrupted, run it again: it continues where it stopped.
         shots: Numbers of reference images. Published are 0, 1, 2 and 4; categories have figures for 0 only.
         pretrained: File with OpenAI's weights of ViT-L-14-336. auto: the file in open_clip's caches.
@@ -163,6 +163,8 @@ def verify(
     if not measure_and_compare(root, output, shots, weights, accelerator, num_workers):
         sys.exit(1)
 
+
+ROOT_HELP = "Folder of MVTec AD or of VisA. Give the option twice for both."
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
@@ -189,7 +191,7 @@ def main(args: Sequence[str] | None = None) -> None:
     for name, command in COMMANDS.items():
         subparser = ArgumentParser(description=(command.__doc__ or "").partition("\n")[0])
         if command is verify:
-            subparser.add_argument("--root", action="append", required=True, help="Folder of MVTec AD or of VisA.")
+            subparser.add_argument("--root", action="append", required=True, help=ROOT_HELP)
         if command is not compare:
             subparser.add_function_arguments(command, as_positional=True, skip={"root"} if command is verify else set())
         elif given[:1] == [name]:  # only then, because pandas takes half a second to import
