@@ -9,7 +9,7 @@ PACKAGE = Path(anomalib_aprilgan.__file__).parent
 
 LAYOUT = """
 cli
-pretraining
+pretraining | diagnosis | verification
 demo | comparison
 pages
 lightning_model

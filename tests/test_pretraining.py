@@ -21,7 +21,7 @@ from anomalib_aprilgan.demo.drawing.scenes import HELD_OUT_KINDS, INVENTIONS
 from anomalib_aprilgan.files.adapter_files import read_adapters
 from anomalib_aprilgan.files.embedded import BACKBONE, IMAGE_SIZE, LAYERS
 from anomalib_aprilgan.method.adapters import StageAdapters
-from anomalib_aprilgan.method.clip import encode_image
+from anomalib_aprilgan.method.encoders import encode_image
 from anomalib_aprilgan.method.prompts import prompt_ensemble
 from anomalib_aprilgan.method.towers import build_towers, tokenizer_of
 from anomalib_aprilgan.pretraining import command, training
@@ -190,7 +190,9 @@ def test_the_losses_equal_those_of_a_simple_loop(drawn: list[Path]) -> None:
     ]
     sentences = normalize(towers.encode_text(tokenizer_of(BACKBONE)(batch.captions)), dim=-1)
 
-    twins, covered, uncovered = [], [], []
+    twins: list[Tensor] = []
+    covered: list[Tensor] = []
+    uncovered: list[Tensor] = []
     for pair in range(3):
         first, second = 2 * pair, 2 * pair + 1
         logits = temperature * images[first : second + 1] @ sentences[first : second + 1].T
