@@ -30,13 +30,14 @@ from lightning.pytorch import seed_everything
 from anomalib_aprilgan import AprilGan
 from anomalib_aprilgan.cli import main
 from anomalib_aprilgan.comparison import components
-from anomalib_aprilgan.comparison import folder as files
 from anomalib_aprilgan.comparison.checks import find_categories
 from anomalib_aprilgan.comparison.compare import compare
 from anomalib_aprilgan.comparison.environment import PeakMemory, check_environment, describe_environment, device_of_run
-from anomalib_aprilgan.comparison.folder import prepare_folder, safe_name, write_file
+from anomalib_aprilgan.comparison.folder import prepare_folder, safe_name
 from anomalib_aprilgan.comparison.grid import make_grid, shard_of
 from anomalib_aprilgan.comparison.results import COLUMNS, METRICS, read_runs, write_run
+from anomalib_aprilgan.files import whole_files
+from anomalib_aprilgan.files.whole_files import unfinished_folder, write_file
 from anomalib_aprilgan.method.towers import runs_batch_first
 
 APRILGAN = {"class_path": "AprilGan", "init_args": {"backbone": "ViT-demo"}}
@@ -120,7 +121,7 @@ def row(**values: Any) -> dict[str, Any]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    return list(folder.rglob(f"{files.UNFINISHED}*"))
+    return list(folder.rglob(f"{whole_files.UNFINISHED}*"))
 
 
 def test_names_are_safe_and_differ() -> None:
@@ -236,22 +237,14 @@ def test_a_full_disk_leaves_what_was_there(call: str, tmp_path: Path, monkeypatc
     assert not leftovers(tmp_path)
 
 
-def test_old_temporary_files_are_deleted(tmp_path: Path) -> None:
+def test_what_killed_processes_leave_is_deleted(tmp_path: Path) -> None:
     prepare_folder(tmp_path)
     assert not list((tmp_path / "runs").iterdir())
-    old, new = files.UNFINISHED + "old", files.UNFINISHED + "new"
-    for name in (old, new):
-        write_file(tmp_path / name / "weights.ckpt", b"")
-        for place in ("runs", "tracebacks", "examples/a/b"):
-            write_file(tmp_path / place / name, b"")
-    kept = write_file(tmp_path / "runs" / "old.txt", b"")
-    weeks_ago = time.time() - 15 * 24 * 3600
-    for path in [*tmp_path.rglob(old), kept]:
-        os.utime(path, (weeks_ago, weeks_ago))
-    prepare_folder(tmp_path)
-    assert len(list(tmp_path.rglob(new))) == 4
-    assert not list(tmp_path.rglob(old))
-    assert kept.exists()
+    for place in (".", "runs", "tracebacks", "examples/a/b"):
+        write_file(tmp_path / place / f"{whole_files.UNFINISHED}killed" / "weights.ckpt", b"")
+    with unfinished_folder(tmp_path) as alive:
+        prepare_folder(tmp_path)
+        assert leftovers(tmp_path) == [alive]
 
 
 # ---- Runs -----------------------------------------------------------------------------------------------------------
@@ -629,7 +622,7 @@ def test_what_was_stopped_goes_on(config: Path, tmp_path: Path, sent: str) -> No
     assert "Interrupted" in output or sent == "SIGKILL"
     before = read_runs(folder)
     assert 1 <= len(before) < 20
-    (folder / "runs" / f"{files.UNFINISHED}half").write_text('{"model": "apr')  # as if killed within a write
+    write_file(folder / "runs" / f"{whole_files.UNFINISHED}half" / "run.json", '{"model": "apr')  # as if killed here
     seeds = sorted({int(seed) for seed in before.seed} | {19})
     main(["compare", "--config", str(config), f"--seeds={seeds}"])
     after = read_runs(folder)
