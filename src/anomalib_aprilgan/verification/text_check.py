@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from anomalib_aprilgan.comparison.folder import write_file
+from anomalib_aprilgan.files.whole_files import write_file
 from anomalib_aprilgan.torch_model import AprilGanModel
 
 __all__ = ["describe_similarities", "similarities"]

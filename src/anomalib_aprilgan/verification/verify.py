@@ -13,9 +13,9 @@ from anomalib.data.datasets.image.visa import CATEGORIES as VISA_CATEGORIES
 
 from anomalib_aprilgan.comparison.compare import compare
 from anomalib_aprilgan.comparison.environment import describe_environment, device_of_run
-from anomalib_aprilgan.comparison.folder import write_file
 from anomalib_aprilgan.comparison.results import read_runs
 from anomalib_aprilgan.files.published import PUBLISHED, cached_file, git_object_id
+from anomalib_aprilgan.files.whole_files import write_file
 from anomalib_aprilgan.method.architecture import AUTO, DEFAULT_BACKBONE
 from anomalib_aprilgan.method.towers import cached_weights
 from anomalib_aprilgan.torch_model import AprilGanModel
