@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 from anomalib_aprilgan import AprilGanModel
 from anomalib_aprilgan.cli import main
 from anomalib_aprilgan.demo.drawing.scenes import HELD_OUT_KINDS, INVENTIONS
+from anomalib_aprilgan.demo.drawing.sheet import Scene
 from anomalib_aprilgan.files.adapter_files import read_adapters
 from anomalib_aprilgan.files.embedded import BACKBONE, IMAGE_SIZE, LAYERS
 from anomalib_aprilgan.method.adapters import StageAdapters
@@ -122,7 +123,7 @@ def test_an_interrupted_training_continues_with_the_same_result(
 
 def test_the_checkpoint_of_another_training_is_refused(drawn: list[Path], tmp_path: Path) -> None:
     train(tmp_path, Pairs(drawn), 1)
-    with pytest.raises(ValueError, match=r"8 pairs, Schedule\(steps=2.*8 pairs, Schedule\(steps=1"):
+    with pytest.raises(ValueError, match=r"8 pairs \(\w+\), Schedule\(steps=2.*8 pairs \(\w+\), Schedule\(steps=1"):
         train(tmp_path, Pairs(drawn), 2)
 
 
@@ -236,8 +237,10 @@ def test_photographs_with_a_permissive_licence_are_trained_on_and_the_others_are
 def test_licences(licence: str, is_trained_on: bool, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.jpg").touch()
-    (tmp_path / "INDEX.tsv").write_text(f"file\tsource\tlicence\na/1.jpg\tsomewhere\t{licence}\n", encoding="utf-8")
-    (picture,) = read_index(tmp_path)
+    (tmp_path / "a" / "2.jpg").touch()
+    rows = f"file\tsource\tlicence\na/1.jpg\tsomewhere\t{licence}\na/2.jpg\tsomewhere\tMIT\n"
+    (tmp_path / "INDEX.tsv").write_text(rows, encoding="utf-8")
+    picture, _ = read_index(tmp_path)
     assert picture.is_trained_on == is_trained_on
 
 
@@ -250,8 +253,8 @@ def test_missing_photographs_are_named(tmp_path: Path) -> None:
 
 
 def test_a_start_without_photographs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="photographs"):
-        command.pretrain(tmp_path, start="demo")
+    with pytest.raises(SystemExit, match="photographs"):
+        main(["pretrain", str(tmp_path), "--start", "demo"])
 
 
 def test_damage_is_drawn_where_the_mask_says(photographs: Path) -> None:
@@ -299,3 +302,36 @@ def test_a_batch_without_names_has_no_contrast(drawn: list[Path]) -> None:
     values = losses(towers, adapters, tokenizer_of(BACKBONE), batch, 20.0)
     assert values[0] == 0
     assert values.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("file\tlicence\na/1.jpg\tMIT\n", "source"),
+        ("", "file, licence, source"),
+        ("file\tsource\tlicence\na/1.jpg\tsomewhere\tGPL-2\n", "permissive"),
+        ("file\tsource\tlicence\na/1.jpg\tscikit-image\tCC0\n", "permissive"),
+    ],
+)
+def test_an_index_that_cannot_be_used_is_refused(index: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.jpg").touch()
+    (tmp_path / "INDEX.tsv").write_text(index, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_index(tmp_path)
+
+
+def test_pairs_of_other_photographs_are_other_files(photographs: Path, tmp_path: Path) -> None:
+    pictures = read_index(photographs)
+    first, second = (write_pairs(tmp_path, 1, 64, 0, pictures[part : part + 2]) for part in (0, 1))
+    assert first != second
+    assert Pairs(first).digest != Pairs(second).digest
+    assert write_pairs(tmp_path, 1, 64, 0, pictures[:2]) == first
+    assert sorted(tmp_path.iterdir()) == sorted([*first, *second])
+
+
+def test_a_scene_of_one_pixel_cannot_be_damaged(photographs: Path) -> None:
+    picture, silhouette = np.full((48, 48, 3), 0.5, np.float32), np.zeros((48, 48), np.float32)
+    silhouette[20, 20] = 1
+    with pytest.raises(ValueError, match="`scene`"):
+        damage(Scene(picture, picture, silhouette), Materials(read_index(photographs)), default_rng(0))

@@ -24,6 +24,7 @@ from anomalib_aprilgan.demo.results import METRICS
 from anomalib_aprilgan.demo.sample_data import write_sample_data
 from anomalib_aprilgan.files.adapter_files import write_adapters
 from anomalib_aprilgan.files.embedded import ADAPTERS, BACKBONE, TAG, WEIGHTS
+from anomalib_aprilgan.files.whole_files import write_file
 from anomalib_aprilgan.integration.quiet import quietly
 from anomalib_aprilgan.method.adapters import StageAdapters
 from anomalib_aprilgan.method.towers import Towers, tokenizer_of
@@ -52,13 +53,13 @@ SHOTS = (0, 1, 2, 4, 8, 16)
 
 def pretrain(
     folder: Path,
-    photographs: Path | None = None,
-    start: str | None = None,
-    pairs: int = 60_000,
-    steps: int = 4400,
-    photograph_pairs: int = 24_500,
-    photograph_steps: int = 1100,
-    seed: int = 0,
+    photographs: Path | None,
+    start: str | None,
+    pairs: int,
+    steps: int,
+    photograph_pairs: int,
+    photograph_steps: int,
+    seed: int,
 ) -> None:
     """Make pairs of images, pre-train the CLIP on them, and test it with its adapters on data that were held out.
 
@@ -77,6 +78,7 @@ def pretrain(
     Raises:
         ValueError: If a folder holds the checkpoint of a training with other settings, or ``start`` is given without
             ``photographs``.
+            Also if the index of the photographs cannot be used.
         FileNotFoundError: If the photographs or their index are missing.
     """
     if start is not None and photographs is None:
@@ -116,8 +118,7 @@ def _write_weights(towers: Towers, path: Path, materials: Iterable[str]) -> Path
     (unknown,) = tokenizer([UNKNOWN])[0, 1:2]
     weights["token_embedding.weight"] = rows[unknown].repeat(len(rows), 1).index_copy(0, known, rows[known])
     weights["logit_scale"] = torch.tensor(math.log(GREATEST_TEMPERATURE)).half()
-    path.write_bytes(save(weights))
-    return path
+    return write_file(path, save(weights))
 
 
 def _write_adapters(adapters: StageAdapters, weights: Path, path: Path, trained_on: Sequence[str]) -> Path:

@@ -39,8 +39,11 @@ __all__ = ["DEFECT_NAMES", "Damaged", "damage"]
 Shape = Callable[[Scene, Generator], Array]
 Look = Callable[[Scene, Array, Materials, Generator], Array]
 
-ATTEMPTS = 8
-"""Drawings of a defect, until one is visible enough."""
+ATTEMPTS, LAST_ATTEMPT = 8, 200
+"""Drawings of a defect until the clearest one is taken, and until the scene is given up."""
+
+LEAST_PIXELS = 6
+"""Pixels of the smallest defect."""
 
 
 class Damaged(NamedTuple):
@@ -60,8 +63,8 @@ class Damaged(NamedTuple):
 def damage(scene: Scene, materials: Materials, rng: Generator) -> Damaged:
     """Draw a defect into a scene.
 
-    It is drawn anew, at most eight times, until its mean change exceeds 0.06 plus 0.9 times the local deviation of the
-    texture (more for less than 40 pixels), or else the clearest one is taken.
+    It is drawn anew until its mean change exceeds 0.06 plus 0.9 times the local deviation of the texture (more for less
+    than 40 pixels). If none does in eight drawings, the clearest one is taken.
 
     Args:
         scene: The undamaged scene.
@@ -70,12 +73,15 @@ def damage(scene: Scene, materials: Materials, rng: Generator) -> Damaged:
 
     Returns:
         The damaged scene.
+
+    Raises:
+        ValueError: If no defect can be seen, because the silhouette has too few pixels.
     """
     grey = scene.picture.mean(-1)
     n = len(grey)
     deviation = cv2.GaussianBlur(np.abs(grey - cv2.GaussianBlur(grey, (0, 0), n / 30)), (0, 0), n / 30)
-    best, clearest = None, -1.0
-    for _ in range(ATTEMPTS):
+    best, clearest = None, 0.0
+    for number in range(1, LAST_ATTEMPT + 1):
         name = str(rng.choice(DEFECT_NAMES, p=PROBABILITIES))
         shape, looks, _ = DEFECTS[name]
         covered = np.asarray(shape(scene, rng) * scene.silhouette, np.float32)
@@ -83,15 +89,15 @@ def damage(scene: Scene, materials: Materials, rng: Generator) -> Damaged:
         picture = np.clip(look(scene, covered, materials, rng), 0, 1)
         change = np.abs(picture - np.clip(scene.picture, 0, 1)).max(-1)
         mask = (covered > 0.3) & (change > 0.02)  # noqa: PLR2004
-        if mask.sum() < 6:  # noqa: PLR2004
-            continue
-        visible = float(change[mask].mean()) / (0.06 + 0.9 * float(deviation[mask].mean()))
-        visible *= min(1.0, float(mask.sum()) / 40)
-        if visible > clearest:
-            best, clearest = Damaged(picture, mask, name), visible
-        if visible > 1:
-            break
-    return best if best is not None else damage(scene, materials, rng)
+        if mask.sum() >= LEAST_PIXELS:
+            visible = float(change[mask].mean()) / (0.06 + 0.9 * float(deviation[mask].mean()))
+            visible *= min(1.0, float(mask.sum()) / 40)
+            if visible > clearest:
+                best, clearest = Damaged(picture, mask, name), visible
+        if best is not None and (clearest > 1 or number >= ATTEMPTS):
+            return best
+    msg = "Expected argument `scene` to show something large enough to be damaged, but no defect can be seen in it."
+    raise ValueError(msg)
 
 
 ANY: tuple[Look, ...] = (

@@ -33,7 +33,7 @@ def write_held_out_photographs(
     """Write a data set in MVTec AD's layout. Each category shows crops of one picture, taken with one camera.
 
     Args:
-        root: Folder of the data set. Categories that exist already are kept.
+        root: Folder of the data set. Existing files are overwritten.
         pictures: Pictures of an index; those that are trained on are left out.
         categories: Number of categories, of as many different materials as possible.
         train: Number of normal training images per category.
@@ -47,10 +47,7 @@ def write_held_out_photographs(
     materials = Materials(held_out)
     for number, picture in enumerate(_varied(held_out, categories, default_rng(seed))):
         folder = root / f"{number:02}_{picture.name.replace(' ', '_')}"
-        if folder.exists():
-            continue
-        _write_category(folder.with_suffix(".part"), picture, materials, default_rng([seed, number]), train, test)
-        folder.with_suffix(".part").rename(folder)
+        _write_category(folder, picture, materials, default_rng([seed, number]), train, test)
     return root
 
 

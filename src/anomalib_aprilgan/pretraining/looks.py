@@ -32,8 +32,8 @@ def brighter(scene: Scene, covered: Array, _: Materials, rng: Generator) -> Arra
 def dyed(scene: Scene, covered: Array, _: Materials, rng: Generator) -> Array:
     """The texture remains; its colour changes."""
     dye = colour(rng, saturation=(0.1, 1.0), value=(0.3, 1.2))
-    dyed = scene.picture.mean(-1, keepdims=True) ** np.float32(0.7) * dye * np.float32(rng.uniform(0.7, 1.4))
-    return over(scene.picture, dyed, covered * np.float32(rng.uniform(0.4, 1)))
+    tinted = scene.picture.mean(-1, keepdims=True) ** np.float32(0.7) * dye * np.float32(rng.uniform(0.7, 1.4))
+    return over(scene.picture, tinted, covered * np.float32(rng.uniform(0.4, 1)))
 
 
 def painted(scene: Scene, covered: Array, _: Materials, rng: Generator) -> Array:

@@ -4,8 +4,8 @@
 """Photographs of undamaged materials and objects, the normal side of the training data.
 
 A folder holds one folder of pictures per material, and ``INDEX.tsv`` with a row per picture: ``file``, ``source``,
-``licence`` and ``copyright``. Pictures whose licence is permissive are trained on, except those of scikit-image, which
-the demonstration shows. The others are held out, to choose settings by.
+``licence`` and ``copyright``. Pictures with a permissive licence are trained on. All others, and the photographs of
+scikit-image, which are part of the sample data, are held out, to choose settings by.
 """
 
 import csv
@@ -30,7 +30,7 @@ BETWEEN = re.compile(r"no known restrictions|shipped under|and|AND|[/,\s]")
 """What stands between licences."""
 
 TESTED_SOURCES = ("skimage", "scikit-image")
-"""Sources of the photographs that the demonstration and the tests show."""
+"""Sources of the photographs in the sample data."""
 
 DAMAGED = ("rust",)
 """Materials whose pictures show damage."""
@@ -61,6 +61,7 @@ def read_index(folder: Path) -> list[Material]:
 
     Raises:
         FileNotFoundError: If the folder has no index, or the index names a file that does not exist.
+        ValueError: If the index lacks a column, or none of its pictures may be trained on.
     """
     index = folder / "INDEX.tsv"
     if not index.is_file():
@@ -70,7 +71,14 @@ def read_index(folder: Path) -> list[Material]:
         )
         raise FileNotFoundError(msg)
     with index.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+        reader = csv.DictReader(file, delimiter="\t")
+        missing = {"file", "source", "licence"} - set(reader.fieldnames or ())
+        if missing:
+            msg = (
+                f"Expected {index} to begin with the names of its columns, but {', '.join(sorted(missing))} is missing."
+            )
+            raise ValueError(msg)
+        rows = list(reader)
     pictures = [
         Material(
             folder / row["file"],
@@ -83,7 +91,11 @@ def read_index(folder: Path) -> list[Material]:
         if not picture.path.is_file():
             msg = f"Expected every file that {index} names to exist, but {picture.path} does not."
             raise FileNotFoundError(msg)
-    return [picture for picture in pictures if picture.name not in DAMAGED]
+    undamaged = [picture for picture in pictures if picture.name not in DAMAGED]
+    if not any(picture.is_trained_on for picture in undamaged):
+        msg = f"Expected {index} to name pictures with a permissive licence, such as MIT or CC0, but there is none."
+        raise ValueError(msg)
+    return undamaged
 
 
 def _is_trained_on(licence: str, source: str) -> bool:

@@ -6,6 +6,7 @@
 This module does not import torch, because every process that draws has to import it.
 """
 
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -20,6 +21,7 @@ from PIL import Image
 from rich.progress import track
 
 from anomalib_aprilgan.demo.drawing.scenes import AUXILIARY_DEFECTS, INVENTIONS, Pair, render_pair
+from anomalib_aprilgan.files.whole_files import replacing
 from anomalib_aprilgan.pretraining.camera import Camera
 from anomalib_aprilgan.pretraining.captions import NAMED_KINDS
 from anomalib_aprilgan.pretraining.damage import damage
@@ -105,8 +107,7 @@ def write_pairs(folder: Path, pairs: int, size: int, seed: int, pictures: list[M
 def _write_file(
     folder: Path, number: int, pairs: int, *, size: int, seed: int, pictures: list[Material] | None
 ) -> Path:
-    content = "drawn" if pictures is None else f"{len(pictures)}-photographs"
-    path = folder / f"{content}-{size}-{seed}-{number:04}-{pairs}.npy"
+    path = folder / f"{_content(pictures)}-{size}-{seed}-{number:04}-{pairs}.npy"
     if path.exists():
         return path
     source: Source = drawn_pair if pictures is None else partial(pair_from_photographs, Materials(pictures))
@@ -117,10 +118,17 @@ def _write_file(
         row["images"] = np.stack([made.pair.normal, made.pair.abnormal])
         row["mask"] = _halved(made.pair.mask)
         row["kind"], row["defect"] = made.kind, made.defect
-    unfinished = path.with_suffix(".part")
-    with unfinished.open("wb") as file:
-        np.save(file, rows)
-    return unfinished.rename(path)
+    with replacing(path) as unfinished:
+        np.save(unfinished, rows)
+    return path
+
+
+def _content(pictures: list[Material] | None) -> str:
+    """Return the beginning of a file's name. It differs between sets of photographs."""
+    if pictures is None:
+        return "drawn"
+    names = "\n".join(f"{picture.name}/{picture.path.name}" for picture in pictures)
+    return f"photographs-{hashlib.sha256(names.encode()).hexdigest()[:8]}"
 
 
 def _halved(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 
 """Training data of the embedded CLIP: batches of pairs of images, augmented and with captions."""
 
+import hashlib
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
@@ -50,11 +51,16 @@ class Pairs:
 
     Args:
         files: Files of :func:`~anomalib_aprilgan.pretraining.pair_files.write_pairs`.
+
+    Attributes:
+        digest: Digest of the files' names, which say what they contain.
     """
 
     def __init__(self, files: list[Path]) -> None:
         self._files = [np.load(file, mmap_mode="r") for file in files]
         self._ends = list(accumulate(len(file) for file in self._files))
+        names = "\n".join(file.name for file in files)
+        self.digest = hashlib.sha256(names.encode()).hexdigest()[:8]
 
     def __len__(self) -> int:
         return self._ends[-1]

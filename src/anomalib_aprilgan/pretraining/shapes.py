@@ -31,11 +31,11 @@ def pits(scene: Scene, rng: Generator) -> Array:
     """One to fourteen small specks close together."""
     x, y = frame(scene, rng)
     spread, size, along = between(rng, 0.03, 0.3), between(rng, 0.012, 0.05), between(rng, 0.3, 3)
-    pits = [
+    specks = [
         blob(rng, x - rng.normal(0, spread * along), y - rng.normal(0, spread), size * between(rng, 0.6, 1.6), 0.4)
         for _ in range(int(rng.choice([1, 1, 2, 4, 8, 14])))
     ]
-    return coverage(np.minimum.reduce(pits), rng.choice([0.0, 0.02]))
+    return coverage(np.minimum.reduce(specks), rng.choice([0.0, 0.02]))
 
 
 def scratches(scene: Scene, rng: Generator) -> Array:

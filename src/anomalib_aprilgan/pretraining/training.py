@@ -16,7 +16,9 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
 from anomalib_aprilgan.files.embedded import BACKBONE, IMAGE_SIZE, LAYERS
+from anomalib_aprilgan.files.whole_files import replacing
 from anomalib_aprilgan.method.adapters import StageAdapters
+from anomalib_aprilgan.method.clip_weights import fingerprint
 from anomalib_aprilgan.method.towers import Towers, build_towers, tokenizer_of
 from anomalib_aprilgan.pretraining.losses import losses
 from anomalib_aprilgan.pretraining.pairs import Pairs
@@ -93,7 +95,7 @@ def train(folder: Path, pairs: Pairs, schedule: Schedule, start: Path | str | No
         ],
         betas=(0.9, 0.98),
     )
-    settings = f"{len(pairs)} pairs, {schedule}, starting from {'random weights' if start is None else start}"
+    settings = f"{len(pairs)} pairs ({pairs.digest}), {schedule}, starting from weights {fingerprint(towers)}"
     checkpoint = folder / "checkpoint.pt"
     first = _resume(checkpoint, settings, trained, optimizer)
     patch_size = int(towers.visual.conv1.kernel_size[0])
@@ -132,10 +134,9 @@ def _rising_temperature(progress: float) -> float:
 
 def _save(checkpoint: Path, settings: str, steps: int, trained: nn.ModuleList, optimizer: AdamW) -> None:
     """Write a checkpoint; an interruption leaves the previous one as it is."""
-    unfinished = checkpoint.with_suffix(".part")
     states: dict[str, Any] = {"trained": trained.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save({**states, "steps": steps, "settings": settings}, unfinished)
-    unfinished.replace(checkpoint)
+    with replacing(checkpoint) as unfinished:
+        torch.save({**states, "steps": steps, "settings": settings}, unfinished)
 
 
 def _resume(checkpoint: Path, settings: str, trained: nn.ModuleList, optimizer: AdamW) -> int:
