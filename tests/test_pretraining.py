@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from skimage import data
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity, normalize
 
 from anomalib_aprilgan import AprilGanModel
 from anomalib_aprilgan.cli import main
@@ -141,7 +141,8 @@ def test_a_batch_depends_on_its_seed_only(drawn: list[Path]) -> None:
     assert not torch.equal(first.images, other.images)
     assert first.images.shape == (4, 2, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert first.covered.shape == (4, (IMAGE_SIZE // PATCH) ** 2)
-    assert first.covered.amax(dim=1).gt(0.2).all()
+    assert first.references.shape == (4, 3, IMAGE_SIZE, IMAGE_SIZE)
+    assert first.covered.amax(dim=1).gt(0).all(), "crops contain a part of the defect"
 
 
 def test_masks_are_augmented_like_their_images(drawn: list[Path]) -> None:
@@ -208,6 +209,33 @@ def test_the_losses_equal_those_of_a_simple_loop(drawn: list[Path]) -> None:
     assert values[1].item() == pytest.approx(torch.stack(twins).mean().item(), abs=0.02)
     expected = torch.stack(covered).mean() / 2 + torch.stack(uncovered).mean()
     assert values[2].item() == pytest.approx(expected.item(), abs=0.02)
+
+    references = encode_image(towers.visual, batch.references, LAYERS).tokens
+    covered, uncovered = [], []
+    for stage, pair, patch in product(LAYERS, range(3), range(64)):
+        similarities = cosine_similarity(stages[stage][2 * pair + 1, patch], references[stage][pair], dim=-1)
+        logit = 20 * (1 - similarities.max() - 0.15)
+        part = (3 * batch.covered[pair, patch]).clamp(0.02, 0.98)
+        (covered if part > 0.5 else uncovered).append(binary_cross_entropy_with_logits(logit, part))
+    expected = torch.stack(covered).mean() / 2 + torch.stack(uncovered).mean()
+    assert values[3].item() == pytest.approx(expected.item(), abs=0.02)
+
+
+def test_pairs_whose_defect_cannot_be_seen_do_not_train_the_image_embedding(drawn: list[Path]) -> None:
+    towers = build_towers(BACKBONE, None, 48, quick_gelu=False)
+    adapters = StageAdapters(len(LAYERS), 128, 128)
+    batch = Pairs(drawn).batch(2, default_rng(0), 48, PATCH)
+    seen = losses(towers, adapters, tokenizer_of(BACKBONE), batch, 20.0)
+    other = batch.images.clone()
+    other[1] = -other[1]
+    unseen = torch.stack([batch.covered[0], batch.covered[1].clamp(max=0.09)])
+    first, second = (
+        losses(towers, adapters, tokenizer_of(BACKBONE), batch._replace(covered=unseen, images=images), 20.0)
+        for images in (batch.images, other)
+    )
+    assert first[1] != seen[1]
+    assert first[:2].tolist() == pytest.approx(second[:2].tolist(), abs=1e-5)
+    assert first[2] != second[2]
 
 
 def test_photographs_with_a_permissive_licence_are_trained_on_and_the_others_are_held_out(photographs: Path) -> None:

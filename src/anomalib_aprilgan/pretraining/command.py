@@ -41,7 +41,7 @@ __all__ = ["pretrain"]
 DRAWN_SIZE, DRAWN_SIZES = 128, (96,)
 """First round: size at which pairs are drawn, and sizes at which the CLIP sees them, in pixels."""
 
-PHOTOGRAPH_SIZE, PHOTOGRAPH_SIZES = 224, (96, 128, 160, 192)
+PHOTOGRAPH_SIZE, PHOTOGRAPH_SIZES = 224, (96, 96, 112, 128, 144, 192)
 """Second round, likewise."""
 
 DRAWN_SHARE = 0.18

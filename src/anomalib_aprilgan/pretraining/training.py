@@ -20,13 +20,13 @@ from anomalib_aprilgan.files.whole_files import replacing
 from anomalib_aprilgan.method.adapters import StageAdapters
 from anomalib_aprilgan.method.clip_weights import fingerprint
 from anomalib_aprilgan.method.towers import Towers, build_towers, tokenizer_of
-from anomalib_aprilgan.pretraining.losses import losses
+from anomalib_aprilgan.pretraining.losses import LOSSES, losses
 from anomalib_aprilgan.pretraining.pairs import Pairs
 
 __all__ = ["GREATEST_TEMPERATURE", "Schedule", "Trained", "train"]
 
-LOSS_WEIGHTS = (0.5, 2.0, 1.5)
-"""Weights of contrast, twins and patches."""
+LOSS_WEIGHTS = (0.5, 2.0, 1.5, 1.0)
+"""Weights of contrast, twins, patches and distances."""
 
 CHECKPOINT_EVERY = 100
 """Steps between checkpoints."""
@@ -115,8 +115,9 @@ def train(folder: Path, pairs: Pairs, schedule: Schedule, start: Path | str | No
         optimizer.step()
         recent.append(values.detach().cpu())
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == schedule.steps:
-            contrast, twins, patches = np.mean(torch.stack(recent).numpy(), axis=0).tolist()
-            print(f"step {step + 1}: contrast {contrast:.3f}, twins {twins:.3f}, patches {patches:.3f}")
+            means = np.mean(torch.stack(recent).numpy(), axis=0).tolist()
+            named = ", ".join(f"{name} {mean:.3f}" for name, mean in zip(LOSSES, means, strict=True))
+            print(f"step {step + 1}: {named}")
             recent.clear()
             _save(checkpoint, settings, step + 1, trained, optimizer)
     trained.cpu()
