@@ -1,7 +1,9 @@
 """Fixtures: recorded outputs of the authors' code, a small CLIP, and the sample data set. They need no network."""
 
 import os
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +94,15 @@ def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a sample data set in the layout of MVTec AD: three categories, 64 px."""
     root = tmp_path_factory.mktemp("sample")
     return write_sample_data(root, ("brick", "coins", "gravel"), size=64, train=6, test=3)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a disk of 1 MiB, where that is possible."""
+    folder = tmp_path / "small-disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -30,13 +30,14 @@ from lightning.pytorch import seed_everything
 from anomalib_aprilgan import AprilGan
 from anomalib_aprilgan.cli import main
 from anomalib_aprilgan.comparison import components
-from anomalib_aprilgan.comparison import folder as files
 from anomalib_aprilgan.comparison.checks import find_categories
 from anomalib_aprilgan.comparison.compare import compare
 from anomalib_aprilgan.comparison.environment import PeakMemory, check_environment, describe_environment, device_of_run
-from anomalib_aprilgan.comparison.folder import prepare_folder, safe_name, write_file
+from anomalib_aprilgan.comparison.folder import prepare_folder, safe_name
 from anomalib_aprilgan.comparison.grid import make_grid, shard_of
 from anomalib_aprilgan.comparison.results import COLUMNS, METRICS, read_runs, write_run
+from anomalib_aprilgan.files import whole_files
+from anomalib_aprilgan.files.whole_files import unfinished_folder, write_file
 from anomalib_aprilgan.method.towers import runs_batch_first
 
 APRILGAN = {"class_path": "AprilGan", "init_args": {"backbone": "ViT-demo"}}
@@ -120,7 +121,7 @@ def row(**values: Any) -> dict[str, Any]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    return list(folder.rglob(f"{files.UNFINISHED}*"))
+    return list(folder.rglob(f"{whole_files.UNFINISHED}*"))
 
 
 def test_names_are_safe_and_differ() -> None:
@@ -180,6 +181,9 @@ def test_a_failure_never_hides_a_result(tmp_path: Path) -> None:
     assert read_runs(tmp_path).images[0] == 4
 
 
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither fork nor these signals")
+
+
 def write_many(folder: Path, worker: int) -> None:
     for number in range(30):
         write_run(folder, row(seed=str(number), images=worker))
@@ -187,6 +191,7 @@ def write_many(folder: Path, worker: int) -> None:
         read_runs(folder)
 
 
+@posix
 def test_processes_write_and_read_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=write_many, args=(tmp_path, worker)) for worker in range(2)]
@@ -199,6 +204,7 @@ def test_processes_write_and_read_at_once(tmp_path: Path) -> None:
     assert not leftovers(tmp_path)
 
 
+@posix
 def test_a_kill_while_writing_leaves_whole_files(tmp_path: Path) -> None:
     for moment in range(5):
         worker = multiprocessing.get_context("fork").Process(target=write_many, args=(tmp_path, moment))
@@ -222,7 +228,7 @@ def full_disk(*_: object) -> None:
 def test_a_full_disk_leaves_what_was_there(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path, row(images=1))
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, call, full_disk)
+        patch.setattr(os, call, full_disk)
         with pytest.raises(OSError, match="No space left"):
             write_run(tmp_path, row(images=2))
         with pytest.raises(OSError, match=r"`output` to be a folder that can be written to, .*No space left"):
@@ -231,22 +237,14 @@ def test_a_full_disk_leaves_what_was_there(call: str, tmp_path: Path, monkeypatc
     assert not leftovers(tmp_path)
 
 
-def test_old_temporary_files_are_deleted(tmp_path: Path) -> None:
+def test_what_killed_processes_leave_is_deleted(tmp_path: Path) -> None:
     prepare_folder(tmp_path)
     assert not list((tmp_path / "runs").iterdir())
-    old, new = files.UNFINISHED + "old", files.UNFINISHED + "new"
-    for name in (old, new):
-        write_file(tmp_path / name / "weights.ckpt", b"")
-        for place in ("runs", "tracebacks", "examples/a/b"):
-            write_file(tmp_path / place / name, b"")
-    kept = write_file(tmp_path / "runs" / "old.txt", b"")
-    weeks_ago = time.time() - 15 * 24 * 3600
-    for path in [*tmp_path.rglob(old), kept]:
-        os.utime(path, (weeks_ago, weeks_ago))
-    prepare_folder(tmp_path)
-    assert len(list(tmp_path.rglob(new))) == 4
-    assert not list(tmp_path.rglob(old))
-    assert kept.exists()
+    for place in (".", "runs", "tracebacks", "examples/a/b"):
+        write_file(tmp_path / place / f"{whole_files.UNFINISHED}killed" / "weights.ckpt", b"")
+    with unfinished_folder(tmp_path) as alive:
+        prepare_folder(tmp_path)
+        assert leftovers(tmp_path) == [alive]
 
 
 # ---- Runs -----------------------------------------------------------------------------------------------------------
@@ -615,8 +613,9 @@ def test_the_command_takes_a_config_and_overrides(
     assert capsys.readouterr().out.strip() == str(tmp_path / "comparison/report.html")
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-def test_what_was_stopped_goes_on(config: Path, tmp_path: Path, sent: signal.Signals) -> None:
+@posix
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGKILL"])
+def test_what_was_stopped_goes_on(config: Path, tmp_path: Path, sent: str) -> None:
     # Jobs in a shell's background ignore the first of the two signals, and so would what they start.
     program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     program += "from anomalib_aprilgan.cli import main; main()"
@@ -626,13 +625,13 @@ def test_what_was_stopped_goes_on(config: Path, tmp_path: Path, sent: signal.Sig
         deadline = time.monotonic() + 120
         while not list(folder.glob("runs/*.json")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        process.send_signal(sent)
+        process.send_signal(signal.Signals[sent])
         output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "Interrupted" in output or sent == signal.SIGKILL
+    assert "Interrupted" in output or sent == "SIGKILL"
     before = read_runs(folder)
     assert 1 <= len(before) < 20
-    (folder / "runs" / f"{files.UNFINISHED}half").write_text('{"model": "apr')  # as if killed within a write
+    write_file(folder / "runs" / f"{whole_files.UNFINISHED}half" / "run.json", '{"model": "apr')  # as if killed here
     seeds = sorted({int(seed) for seed in before.seed} | {19})
     main(["compare", "--config", str(config), f"--seeds={seeds}"])
     after = read_runs(folder)

@@ -97,7 +97,11 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
     Examples:
         >>> from anomalib.data import MVTecAD
         >>> from anomalib.engine import Engine
-        >>> Engine().test(AprilGan(k_shot=4), datamodule=MVTecAD(category="metal_nut"))  # doctest: +SKIP
+        >>> model = AprilGan("ViT-demo", k_shot=4)  # without "ViT-demo": the paper's CLIP, which is downloaded
+        >>> engine, data = Engine(enable_progress_bar=False), MVTecAD(category="metal_nut", num_workers=0)
+        >>> (metrics,) = engine.test(model, datamodule=data, verbose=False)
+        >>> model.setup_record.class_name, len(model.reference_files), sorted(metrics)[:2]
+        ('metal_nut', 4, ['image_AUPR', 'image_AUROC'])
     """
 
     @with_short_errors

@@ -61,11 +61,11 @@ class AprilGanModel(AdaptedClip):
         RuntimeError: If weights cannot be downloaded.
 
     Examples:
-        >>> model = AprilGanModel("ViT-B-16", pretrained=None, image_size=224, layers=(3, 6, 9, 12))
+        >>> model = AprilGanModel("ViT-demo", adapter="demo")
         >>> model.setup("bottle")
-        >>> prediction = model(torch.rand(1, 3, 224, 224))
+        >>> prediction = model(torch.zeros(1, 3, 96, 96))  # an image of CLIP's mean colour
         >>> prediction.pred_score.shape, prediction.anomaly_map.shape
-        (torch.Size([1]), torch.Size([1, 224, 224]))
+        (torch.Size([1]), torch.Size([1, 96, 96]))
     """
 
     def __init__(

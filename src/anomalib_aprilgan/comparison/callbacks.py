@@ -20,9 +20,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from PIL import Image
 
-from anomalib_aprilgan.comparison.folder import safe_name, write_file
+from anomalib_aprilgan.comparison.folder import safe_name
 from anomalib_aprilgan.comparison.grid import Run
 from anomalib_aprilgan.comparison.results import KEY
+from anomalib_aprilgan.files.whole_files import write_file
 from anomalib_aprilgan.integration.references import draw, normal_training_files
 
 __all__ = ["ExampleWriter", "References", "Stopwatch"]

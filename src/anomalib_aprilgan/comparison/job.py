@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from io import StringIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -27,9 +26,10 @@ from anomalib_aprilgan.comparison.authors_protocol import AuthorsProtocol
 from anomalib_aprilgan.comparison.callbacks import ExampleWriter, References, Stopwatch
 from anomalib_aprilgan.comparison.components import make_datamodule, make_model
 from anomalib_aprilgan.comparison.environment import PeakMemory, describe_environment, device_of_run
-from anomalib_aprilgan.comparison.folder import EXAMPLES, UNFINISHED, write_file
+from anomalib_aprilgan.comparison.folder import EXAMPLES
 from anomalib_aprilgan.comparison.grid import Run
 from anomalib_aprilgan.comparison.results import DONE, FAILED, KEY, METRICS, traceback_file, write_run
+from anomalib_aprilgan.files.whole_files import unfinished_folder, write_file
 from anomalib_aprilgan.integration.quiet import quietly
 from anomalib_aprilgan.integration.quiet_engine import quiet_engine
 from anomalib_aprilgan.lightning_model import AprilGan
@@ -142,8 +142,8 @@ class ComparisonJob(Job):
             **self.options.trainer,
             "devices": 1 if device.index is None else [device.index],
         }
-        with TemporaryDirectory(dir=self.options.output, prefix=UNFINISHED, ignore_cleanup_errors=True) as folder:
-            engine = quiet_engine(Path(folder), callbacks=[references, stopwatch, protocol], **arguments)
+        with unfinished_folder(self.options.output) as folder:
+            engine = quiet_engine(folder, callbacks=[references, stopwatch, protocol], **arguments)
             seed_everything(planned.seed, workers=True, verbose=False)  # so that splits do not depend on the model
             if model.learning_type not in {LearningType.ZERO_SHOT, LearningType.FEW_SHOT}:
                 engine.fit(model, datamodule=datamodule)  # the others are validated by `test` itself

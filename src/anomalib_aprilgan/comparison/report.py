@@ -19,7 +19,7 @@ from markupsafe import Markup
 from pandas.io.formats.style import Styler
 
 from anomalib_aprilgan.comparison import summaries
-from anomalib_aprilgan.comparison.folder import EXAMPLES, write_file
+from anomalib_aprilgan.comparison.folder import EXAMPLES
 from anomalib_aprilgan.comparison.gallery import read_gallery
 from anomalib_aprilgan.comparison.plots import Style, bars_by_category, metric_by_seconds, metric_by_shots, styles_of
 from anomalib_aprilgan.comparison.results import FAILED, read_runs, write_table
@@ -35,6 +35,7 @@ from anomalib_aprilgan.comparison.tables import (
     measured_metrics,
     prepare,
 )
+from anomalib_aprilgan.files.whole_files import write_file
 from anomalib_aprilgan.pages.rendering import make_environment, scale
 
 __all__ = ["write_report"]

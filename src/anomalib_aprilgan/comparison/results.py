@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import pandas as pd
 
-from anomalib_aprilgan.comparison.folder import RUNS, TABLE, TRACEBACKS, safe_name, write_file
+from anomalib_aprilgan.comparison.folder import RUNS, TABLE, TRACEBACKS, safe_name
+from anomalib_aprilgan.files.whole_files import write_file
 
 __all__ = [
     "AUTHORS_METRICS",

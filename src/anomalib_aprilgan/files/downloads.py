@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from anomalib_aprilgan.files.embedded import BACKBONE
 
-__all__ = ["TIMEOUT", "MissingFileError", "download", "find_in_hub"]
+__all__ = ["TIMEOUT", "MissingFileError", "cached_from_hub", "download", "find_in_hub"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,17 @@ def download(url: str, path: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def cached_from_hub(repository: str, names: Sequence[str]) -> Path | None:
+    """Look for a file in the cache of the Hugging Face hub, without network.
+
+    Args:
+        repository: Name of the repository.
+        names: Names of the file; any of them will do.
+    """
+    found = (try_to_load_from_cache(repository, name) for name in names)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
 def find_in_hub(repository: str, names: Sequence[str]) -> Path | None:
     """Look for a file in the cache of the Hugging Face hub. If it is not there, ask the hub whether it can be reached.
 
@@ -88,10 +99,8 @@ def find_in_hub(repository: str, names: Sequence[str]) -> Path | None:
         Exception: If no server answers within 4 seconds, or the hub's client is set to be offline. The hub's client
             raises errors of many types.
     """
-    for name in names:
-        cached = try_to_load_from_cache(repository, name)
-        if isinstance(cached, str):
-            return Path(cached)
+    if cached := cached_from_hub(repository, names):
+        return cached
     try:
         size = get_hf_file_metadata(hf_hub_url(repository, names[0]), timeout=TIMEOUT).size
         logger.info("Downloading %s of %s (%s)", names[0], repository, _megabytes(size))

@@ -20,7 +20,15 @@ from platformdirs import user_cache_path
 from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
 from anomalib_aprilgan.files.downloads import MissingFileError, download
 
-__all__ = ["MIRROR_VARIABLE", "PUBLISHED", "PublishedAdapters", "fetch", "missing_adapters"]
+__all__ = [
+    "MIRROR_VARIABLE",
+    "PUBLISHED",
+    "PublishedAdapters",
+    "cached_file",
+    "fetch",
+    "git_object_id",
+    "missing_adapters",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +90,9 @@ def fetch(name: str) -> Path:
             the path in the cache.
     """
     published = PUBLISHED[name]
-    path = _cached(name)
+    path = cached_file(name)
     if path.is_file():
-        if _git_object_id(path) == published.git_object_id:
+        if git_object_id(path) == published.git_object_id:
             return path
         logger.warning("The file %s is damaged (wrong git object id). It is downloaded again.", path)
 
@@ -95,7 +103,7 @@ def fetch(name: str) -> Path:
         with TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
             unfinished = Path(folder) / path.name
             download(url, unfinished)
-            found = _git_object_id(unfinished)
+            found = git_object_id(unfinished)
             if found == published.git_object_id:
                 unfinished.replace(path)
     except (OSError, HTTPException, ValueError) as error:
@@ -116,23 +124,24 @@ def missing_adapters(adapter: str | Path | None) -> tuple[str, ...]:
     Returns:
         A text for :class:`MissingFileError`; nothing if no file is missing.
     """
-    is_missing = isinstance(adapter, str) and adapter in PUBLISHED and not _cached(adapter).is_file()
+    is_missing = isinstance(adapter, str) and adapter in PUBLISHED and not cached_file(adapter).is_file()
     return (_advice(str(adapter)),) if is_missing else ()
 
 
-def _cached(name: str) -> Path:
+def cached_file(name: str) -> Path:
+    """Return the path of a published adapter file in the cache, whether it exists or not."""
     return user_cache_path("anomalib-aprilgan") / PUBLISHED[name].file_name
 
 
 def _advice(name: str) -> str:
     return (
-        f"Adapters ({name!r}, 13 MB): {SOURCE}/{PUBLISHED[name].file_name}\n  Put the file at {_cached(name)}, or "
+        f"Adapters ({name!r}, 13 MB): {SOURCE}/{PUBLISHED[name].file_name}\n  Put the file at {cached_file(name)}, or "
         f"anywhere with `--model.adapter PATH` (in Python: adapter=PATH), or set {MIRROR_VARIABLE} to the URL of a "
         "folder that holds it."
     )
 
 
-def _git_object_id(path: Path) -> str:
+def git_object_id(path: Path) -> str:
     """Compute the git object id of a file."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -5,7 +5,6 @@
 
 import hashlib
 import json
-import os
 import pickle
 import re
 import zipfile
@@ -19,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from anomalib_aprilgan.files.torchscript import is_torchscript, read_torchscript
+from anomalib_aprilgan.files.whole_files import write_file
 
 __all__ = ["non_finite", "read_weight_file", "refuse_non_finite", "write_weight_file"]
 
@@ -86,20 +86,14 @@ def write_weight_file(path: str | Path, tensors: Mapping[str, Tensor], metadata:
 
     Raises:
         ValueError: If the path has another suffix.
+        OSError: If the file cannot be written.
     """
     path = Path(path).expanduser()
     if path.suffix != ".safetensors":
         msg = f"Expected argument `path` to end in '.safetensors', but got {str(path)!r}."
         raise ValueError(msg)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        unfinished.write_bytes(_serialized(plain, {**metadata, DIGEST_KEY: _digest(plain, metadata)}))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    return write_file(path, _serialized(plain, {**metadata, DIGEST_KEY: _digest(plain, metadata)}))
 
 
 def non_finite(tensors: Iterable[tuple[str, Any]]) -> list[str]:

@@ -14,6 +14,7 @@ from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from anomalib_aprilgan.integration.checkpoint_files import WholeCheckpoints
 from anomalib_aprilgan.integration.checkpoints import check_checkpoint
 from anomalib_aprilgan.integration.command_line import end_command, with_short_errors
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
@@ -51,7 +52,7 @@ def model_callbacks(model: AnomalibModule, components: list[Callback]) -> list[C
 
 
 class ModelCallback(Callback):
-    """Calls the default components of one model and its table of predictions, and explains unusable checkpoints.
+    """Calls the default components of one model and its table of predictions. Looks after the run's checkpoints.
 
     Args:
         model: The model. Runs of other models with the same trainer are left alone.
@@ -70,6 +71,12 @@ class ModelCallback(Callback):
         for component in (model.pre_processor, model.post_processor, model.visualizer, self._table):
             if isinstance(component, (*DEFAULT_COMPONENTS, PredictionTable)):
                 getattr(component, hook)(trainer, module, *args)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the checkpoints of the run in one step."""
+        del stage
+        if pl_module is self._model:
+            WholeCheckpoints.begin(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # noqa: ANN401
         """Transform a batch."""
@@ -117,6 +124,7 @@ class ModelCallback(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print what predictions amount to, or which threshold a validation has set, below the progress bar."""
+        WholeCheckpoints.end(trainer)
         self._call("teardown", trainer, pl_module, stage)
         calibration = getattr(pl_module.post_processor, "calibration", None) if pl_module is self._model else None
         if stage == TrainerFn.VALIDATING and calibration is not None and trainer.progress_bar_callback is not None:
@@ -126,6 +134,7 @@ class ModelCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Explain the fault of the run's checkpoint, if it has one. On the command line, print the message alone."""
+        WholeCheckpoints.end(trainer)
         if pl_module is not self._model or not isinstance(exception, Exception):
             return
         if trainer.ckpt_path is not None:

@@ -54,7 +54,7 @@ def _is_for_the_user(error: Exception) -> bool:
     """Whether a ``raise`` statement of this package raised the error, and no function of Python or torch."""
     frames = traceback.extract_tb(error.__traceback__)
     return (
-        isinstance(error, ValueError | RuntimeError | ModuleNotFoundError)
+        isinstance(error, ValueError | RuntimeError | OSError | ModuleNotFoundError)
         and bool(frames)
         and PACKAGE in Path(frames[-1].filename).parents
         and (frames[-1].line or "").startswith("raise ")

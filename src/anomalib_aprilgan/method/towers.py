@@ -9,6 +9,7 @@ Releases of open_clip treat OpenAI's weights differently: 2.24 forces QuickGELU 
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,12 +21,13 @@ from open_clip import pretrained as open_clip_pretrained
 from torch import Tensor, nn
 
 from anomalib_aprilgan.files import embedded
-from anomalib_aprilgan.files.downloads import MissingFileError, download, find_in_hub
+from anomalib_aprilgan.files.downloads import MissingFileError, cached_from_hub, download, find_in_hub
 from anomalib_aprilgan.method.clip_weights import read_clip_weights, resize_positional_embedding
 
 __all__ = [
     "Towers",
     "build_towers",
+    "cached_weights",
     "native_image_size",
     "number_of_blocks",
     "patch_grid",
@@ -187,13 +189,38 @@ def _load_weights(backbone: str, pretrained: str | Path) -> Weights:
     return read_clip_weights(_download_weights(backbone, str(pretrained)))
 
 
-def _download_weights(backbone: str, tag: str) -> Path:
-    """Return the file of a tag from open_clip's caches, or download it. open_clip checks its integrity."""
+def cached_weights(backbone: str, tag: str) -> list[tuple[Path, str]]:
+    """Find the files of a tag in open_clip's caches, without network.
+
+    Args:
+        backbone: Name of an open_clip architecture.
+        tag: A tag that open_clip has for it.
+
+    Returns:
+        Each file that exists, with the SHA-256 that its publisher states: as a part of the URL, or as the name of the
+        hub's copy. It is empty if none is stated.
+    """
+    url, repository, names, cached = _sources(backbone, tag)
+    found = [(cached, url)] if url and cached.is_file() else []
+    in_hub = cached_from_hub(repository, names) if repository else None
+    found += [(in_hub, in_hub.resolve().as_posix())] if in_hub else []
+    stated = re.compile(r"/([0-9a-f]{64})(?=/|$)")
+    return [(path, match[1] if (match := stated.search(source)) else "") for path, source in found]
+
+
+def _sources(backbone: str, tag: str) -> tuple[str, str, list[str], Path]:
+    """Return the URL of a tag, its repository and names in the hub, and the path of the URL's file in the cache."""
     source = open_clip_pretrained.get_pretrained_cfg(backbone, tag)
     url = source.get("url", "")
     cached = Path("~/.cache/clip").expanduser() / Path(url).name
     repository, _, name = source.get("hf_hub", "").rpartition("/")
-    names = [name] if name else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    return url, repository, [name] if name else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"], cached
+
+
+def _download_weights(backbone: str, tag: str) -> Path:
+    """Return the file of a tag from open_clip's caches, or download it. open_clip checks its integrity."""
+    source = open_clip_pretrained.get_pretrained_cfg(backbone, tag)
+    url, repository, names, cached = _sources(backbone, tag)
     try:
         if repository and not (url and cached.is_file()):  # open_clip 3.x looks in the Hugging Face cache only
             found = find_in_hub(repository, names)

@@ -1,0 +1,159 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Writing of files that are either complete or not there, at whatever moment a process is killed or a disk is full.
+
+New files are made in a temporary folder beside their target, hence on its file system, and renamed at the end. Threads,
+processes, containers and machines may write to one folder: each temporary folder has a random name, and a lock on a
+file in it tells that its process still lives. The next writer deletes the folders of processes that were killed.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Final
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["UNFINISHED", "delete_leftovers", "replacing", "unfinished_folder", "write_file"]
+
+UNFINISHED: Final = ".unfinished-"
+"""Start of the names of temporary folders."""
+
+LOCK: Final = ".lock"
+"""Name of the locked file in a temporary folder."""
+
+STALE_SECONDS: Final = 24 * 3600
+"""Age from which temporary folders are taken for leftovers if the system has no locks."""
+
+
+@contextmanager
+def unfinished_folder(parent: Path) -> Iterator[Path]:
+    """Provide a temporary folder, and delete it at the end. Leftovers of killed processes are deleted before.
+
+    Args:
+        parent: Folder of the temporary folder; it is made if it is missing.
+
+    Yields:
+        The temporary folder.
+
+    Raises:
+        OSError: If the folder cannot be made.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    delete_leftovers(parent)
+    folder, lock = _locked_folder(parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Provide a path for the new content of a file, and put it in place at the end. After an error, nothing changes.
+
+    Args:
+        path: The file; its folder is made if it is missing.
+
+    Yields:
+        A path of the same name in a temporary folder.
+
+    Raises:
+        OSError: If the file cannot be written; the error names it.
+    """
+    try:
+        with unfinished_folder(path.parent) as folder:
+            unfinished = folder / path.name
+            yield unfinished
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)  # noqa: PTH105  # the one call that tests replace
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{error.strerror or error}, so that this file was not written", str(path)
+        ) from error
+
+
+def write_file(path: Path, content: bytes | str) -> Path:
+    """Write a file in one step: complete, or not at all.
+
+    Args:
+        path: The file; its folder is made if it is missing.
+        content: Its content. Text is encoded as UTF-8.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: If it cannot be written; the error names it.
+    """
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+    return path
+
+
+def delete_leftovers(parent: Path) -> None:
+    """Delete the temporary folders of killed processes. Those of living processes stay, also on other machines.
+
+    Args:
+        parent: The folder that they are in.
+    """
+    for folder in parent.glob(f"{UNFINISHED}*"):
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        try:
+            lock = _lock(folder)
+            if lock is None and folder.stat().st_mtime > time.time() - STALE_SECONDS:
+                continue
+        except OSError:  # in use, of another user, or just deleted by another process
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked_folder(parent: Path) -> tuple[Path, int | None]:
+    """Make a temporary folder and lock it. Another process may take it for a leftover before it is locked."""
+    while True:
+        folder = Path(mkdtemp(dir=parent, prefix=UNFINISHED))
+        try:
+            lock = _lock(folder)
+            if lock is None or os.path.samestat(os.fstat(lock), (folder / LOCK).stat()):
+                return folder, lock
+            os.close(lock)
+        except (FileNotFoundError, BlockingIOError):
+            continue
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a temporary folder.
+
+    Returns:
+        A descriptor that holds the lock until it is closed; ``None`` if the system has no locks.
+
+    Raises:
+        BlockingIOError: If another process holds the lock.
+        OSError: If the lock's file cannot be opened.
+    """
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:  # a file system without locks
+        pass
+    os.close(descriptor)
+    return None
