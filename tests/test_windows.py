@@ -222,7 +222,8 @@ def test_a_batch_gives_the_same_as_its_images_one_by_one(make_windowed: Make, sh
 
 def test_memory_holds_one_view_at_a_time(make_windowed: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens and maps of a view are gone before the view after the next is encoded."""
-    model, alive, most, sizes = make_windowed(), [], [], []
+    model, most, sizes = make_windowed(), [], []
+    alive: list[ref[Tensor]] = []
     encode_image, predict_view = model.clip.encode_image, model._predict_view
 
     def encode(images: Tensor, stages: Collection[int]) -> ImageFeatures:
