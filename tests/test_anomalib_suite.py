@@ -7,7 +7,8 @@ import pytest
 from anomalib.callbacks import ModelCheckpoint
 from anomalib.data import AnomalibDataModule, MVTecAD
 from anomalib.engine import Engine
-from anomalib.models import AnomalibModule, get_model, list_models
+from anomalib.models import get_model, list_models
+from anomalib.models.components import AnomalibModule
 
 
 @pytest.mark.parametrize("adapter", ["given", None])

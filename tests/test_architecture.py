@@ -9,7 +9,7 @@ PACKAGE = Path(anomalib_aprilgan.__file__).parent
 
 LAYOUT = """
 cli
-pretraining
+pretraining | diagnosis | verification
 demo | comparison
 pages
 lightning_model
@@ -26,7 +26,7 @@ BOXES = [
     (depth, frozenset(box.split())) for depth, line in enumerate(LAYOUT.strip().splitlines()) for box in line.split("|")
 ]
 
-WITHOUT_MODELS = ("demo.drawing.scenes", "demo.sample_data", "pretraining.drawn_files", "comparison.report")
+WITHOUT_MODELS = ("demo.drawing.scenes", "demo.sample_data", "pretraining.pair_files", "comparison.report")
 """Modules that import torch, Lightning and open_clip neither themselves nor by other modules of the package."""
 
 
@@ -114,7 +114,7 @@ def test_the_method_does_not_import_anomalib() -> None:
 
 
 def test_the_parts_of_the_method_do_not_import_each_other() -> None:
-    boxes = {f"method.{name}" for name in ("adapters", "memory_bank", "scoring", "losses", "prompts")}
+    boxes = {f"method.{name}" for name in ("adapters", "memory_bank", "scoring", "windows", "losses", "prompts")}
     assert not {box: OURS[box] for box in boxes if OURS[box]}
 
 

@@ -181,6 +181,9 @@ def test_a_failure_never_hides_a_result(tmp_path: Path) -> None:
     assert read_runs(tmp_path).images[0] == 4
 
 
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither fork nor these signals")
+
+
 def write_many(folder: Path, worker: int) -> None:
     for number in range(30):
         write_run(folder, row(seed=str(number), images=worker))
@@ -188,6 +191,7 @@ def write_many(folder: Path, worker: int) -> None:
         read_runs(folder)
 
 
+@posix
 def test_processes_write_and_read_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=write_many, args=(tmp_path, worker)) for worker in range(2)]
@@ -200,6 +204,7 @@ def test_processes_write_and_read_at_once(tmp_path: Path) -> None:
     assert not leftovers(tmp_path)
 
 
+@posix
 def test_a_kill_while_writing_leaves_whole_files(tmp_path: Path) -> None:
     for moment in range(5):
         worker = multiprocessing.get_context("fork").Process(target=write_many, args=(tmp_path, moment))
@@ -223,7 +228,7 @@ def full_disk(*_: object) -> None:
 def test_a_full_disk_leaves_what_was_there(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path, row(images=1))
     with monkeypatch.context() as patch:
-        patch.setattr(whole_files.os, call, full_disk)
+        patch.setattr(os, call, full_disk)
         with pytest.raises(OSError, match="No space left"):
             write_run(tmp_path, row(images=2))
         with pytest.raises(OSError, match=r"`output` to be a folder that can be written to, .*No space left"):
@@ -394,6 +399,15 @@ def test_missing_data_are_found_before_the_first_run(
     with pytest.raises(ValueError, match=rf"`data` to be .*{class_path}.* in {tmp_path / root} cannot be read: .*root"):
         run(data=data, categories=None)
     assert not (tmp_path / "comparison").exists()
+
+
+def test_models_with_and_without_windows_are_compared(run: Callable[..., pd.DataFrame]) -> None:
+    windowed = {"class_path": "AprilGan", "init_args": {"backbone": "ViT-demo", "window": 48}}
+    table = run(models={"whole": APRILGAN, "windows": windowed}, shots=[1]).set_index("model")
+    assert set(table.status) == {"done"}
+    assert table.settings["whole"] != table.settings["windows"]
+    assert '"window": 48' in table.arguments["windows"]
+    assert table.pixel_AUROC["whole"] != table.pixel_AUROC["windows"]
 
 
 def test_missing_weights_are_found_before_the_first_run(
@@ -599,8 +613,9 @@ def test_the_command_takes_a_config_and_overrides(
     assert capsys.readouterr().out.strip() == str(tmp_path / "comparison/report.html")
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-def test_what_was_stopped_goes_on(config: Path, tmp_path: Path, sent: signal.Signals) -> None:
+@posix
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGKILL"])
+def test_what_was_stopped_goes_on(config: Path, tmp_path: Path, sent: str) -> None:
     # Jobs in a shell's background ignore the first of the two signals, and so would what they start.
     program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     program += "from anomalib_aprilgan.cli import main; main()"
@@ -610,10 +625,10 @@ def test_what_was_stopped_goes_on(config: Path, tmp_path: Path, sent: signal.Sig
         deadline = time.monotonic() + 120
         while not list(folder.glob("runs/*.json")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        process.send_signal(sent)
+        process.send_signal(signal.Signals[sent])
         output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "Interrupted" in output or sent == signal.SIGKILL
+    assert "Interrupted" in output or sent == "SIGKILL"
     before = read_runs(folder)
     assert 1 <= len(before) < 20
     write_file(folder / "runs" / f"{whole_files.UNFINISHED}half" / "run.json", '{"model": "apr')  # as if killed here

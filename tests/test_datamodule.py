@@ -180,7 +180,7 @@ def test_the_order_depends_only_on_seed_and_epoch(sample_root: Path) -> None:
     def order(epoch: int) -> list[str]:
         torch.rand(epoch + 5)  # changes the global random state
         loader = datamodule.train_dataloader()
-        loader.sampler.set_epoch(epoch)
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # a sampler of ours
         return [path for batch in loader for path in batch.image_path]
 
     assert order(0) == order(0)
@@ -289,6 +289,6 @@ def test_datamodules_that_fail_with_pandas_3_work(sample_root: Path, tmp_path: P
         Tabular("coins", pd.DataFrame(rows), root=sample_root, val_split_mode="same_as_test"),
     ):
         datamodule.setup()
-        masks = [item.gt_mask for item in datamodule.test_data if item.gt_label]
+        masks = [item.gt_mask for item in iter(datamodule.test_data) if item.gt_label]
         assert len(masks) == len(abnormal)
         assert all(mask.any() for mask in masks)

@@ -13,12 +13,16 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # pytest brings it
 
+import open_clip
 import pytest
+from anomalib.models import list_models
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import anomalib_aprilgan
-from anomalib_aprilgan.comparison.published_figures import MEAN_FIGURES, PUBLISHED_METRICS
+from anomalib_aprilgan import AprilGan
+from anomalib_aprilgan.comparison.published_figures import CATEGORY_FIGURES, MEAN_FIGURES, PUBLISHED_METRICS
+from anomalib_aprilgan.method.architecture import Architecture
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -75,7 +79,7 @@ def test_the_links_of_the_readme_lead_to_files() -> None:
 
 def test_every_named_file_exists() -> None:
     text = "\n".join(PAGES.values())
-    for path in re.findall(r"(?:configs|docs|examples|src|tests)/[\w./]+\w", text):
+    for path in re.findall(r"(?:configs|docs|examples|src|tests)/[\w./-]+\w", text):
         assert (ROOT / path).exists(), path
     for path in re.findall(r"`([\w/]+\.py)`", PAGES["design.md"]):
         assert any(file.match(path) for folder in ("src", "tests") for file in (ROOT / folder).rglob("*.py")), path
@@ -139,6 +143,36 @@ def test_the_expected_figures_are_the_published_ones() -> None:
     }  # fmt: skip
     assert stated == expected
     assert len([row for row in rows if row[2] == "rerun"]) == 4
+
+
+def test_the_figures_of_the_model_page_are_the_published_ones() -> None:
+    titles = {"Image-Level AUC": "image_AUROC", "Pixel-Level AUC": "pixel_AUROC"}
+    titles |= {"Image F1 Score": "image_F1Max", "Pixel F1 Score": "pixel_F1Max"}
+    zero_shot = CATEGORY_FIGURES["AprilGan", "MVTecAD", "0"]
+    for title, name in titles.items():
+        table = PAGES["anomalib-page.md"].partition(f"\n### {title}\n")[2].partition("\n#")[0]
+        head, _, *rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.split("\n") if row]
+        assert {category.lower().replace(" ", "_") for category in head[2:]} == set(zero_shot)
+        metric = f"authors_{name}"
+        for shots, row in zip("0124", rows, strict=True):
+            mean = MEAN_FIGURES["AprilGan", "MVTecAD", shots][metric]
+            assert row[:2] == [f"{shots}-shot", f"{mean.mean / 100:.3f}"]
+        expected = [f"{zero_shot[name.lower().replace(' ', '_')][metric].mean / 100:.3f}" for name in head[2:]]
+        assert rows[0][2:] == expected
+        assert not any(cell for row in rows[1:] for cell in row[2:])
+
+
+def test_the_metadata_of_the_model_page_are_those_of_the_class() -> None:
+    table = section("anomalib-page.md", "Metadata")
+    stated = dict(re.findall(r"^\| ([^|]+) \| `([^`]+)`", table, flags=re.MULTILINE))
+    assert stated['name, `list_models("title")`'] in list_models("title")
+    assert stated["name, `get_model`"] in list_models()
+    kinds = [AprilGan("ViT-demo"), AprilGan("ViT-demo", k_shot=1), AprilGan("ViT-demo", adapter=None)]
+    row = next(line for line in table.splitlines() if line.startswith("| learning type"))
+    assert re.findall(r"`(\w+_\w+)`", row) == [model.learning_type.value for model in kinds]
+    clip, stages = open_clip.get_model_config("ViT-L-14-336"), Architecture.of().layers
+    assert int(stated["trained parameters"]) == len(stages) * (clip["vision_cfg"]["width"] + 1) * clip["embed_dim"]
+    assert int(stated["image size"]) == Architecture.of().image_size
 
 
 # ---- Texts ----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -55,6 +56,27 @@ def test_train_adapters(run: Callable[..., None], sample_root: Path, tmp_path: P
     assert origin.trained_on == ("MVTecAD/brick", "MVTecAD/coins", "MVTecAD/gravel")
 
 
+def test_benchmark_quality(run: Callable[..., None], sample_root: Path, capsys: Any) -> None:
+    run("benchmark_quality.py", sample_root, "--shots", "0", "2", "--seeds", "2", "--image_size", "64")
+    heading, rule, *rows = capsys.readouterr().out.splitlines()
+    assert heading.count("AUROC") == 2
+    assert rule.count("---") == 9
+    assert [row.split(" | ")[:2] for row in rows] == [
+        [f"| {category}", shots] for shots in "02" for category in ("brick", "coins", "gravel", "mean")
+    ]
+    values = [[float(cell.split(" ±")[0]) for cell in row.strip("| ").split(" | ")[2:]] for row in rows]
+    for first in (0, 4):
+        mean = np.mean(values[first : first + 3], axis=0)
+        assert values[first + 3] == pytest.approx(mean, abs=0.11)
+    assert all("±" in row for row in rows[4:7])
+    assert not any("±" in row for row in (*rows[:4], rows[7]))
+
+
+def test_benchmark_quality_names_a_folder_without_categories(run: Callable[..., None], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="bottle/test/good"):
+        run("benchmark_quality.py", tmp_path)
+
+
 def test_run_onnx(
     make_lightning_model: Callable[..., AprilGan], sample_root: Path, tmp_path: Path, capsys: Any
 ) -> None:
@@ -85,7 +107,7 @@ def test_benchmark_export(tmp_path: Path, capsys: Any) -> None:
 
 
 SCRIPTS = sorted(path for path in EXAMPLES.iterdir() if path.suffix in {".py", ".sh"})
-LONGER = {"app.py", "benchmark_export.py"}
+LONGER = {"app.py", "benchmark_export.py", "benchmark_quality.py"}
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

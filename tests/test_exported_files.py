@@ -14,7 +14,6 @@ import pytest
 from anomalib.deploy import ExportType
 
 from anomalib_aprilgan import AprilGan
-from anomalib_aprilgan.export import exported_files
 from anomalib_aprilgan.export.exported_files import export_folder, replacing
 from anomalib_aprilgan.files.whole_files import UNFINISHED
 
@@ -47,7 +46,7 @@ def test_a_pair_is_replaced_as_one(kind: ExportType, tmp_path: Path, monkeypatch
             original(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(exported_files.os, "replace", stopped)
+            patch.setattr("anomalib_aprilgan.export.exported_files.os.replace", stopped)
             if stop < 2:
                 with pytest.raises(KeyboardInterrupt):
                     export(tmp_path, kind, "2")

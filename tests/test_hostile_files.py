@@ -144,7 +144,7 @@ def test_nested_and_large_metadata_are_refused(key: str, tmp_path: Path) -> None
 def test_configurations_that_multiply_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)]
-    contents = {
+    contents: dict[str, tuple[str | bytes, str]] = {
         "laughs": ("trainer:\n  " + "\n  ".join(lines), "at most 100000 values"),
         "own": ("models: &a [*a]", "a value contains itself"),
         "deep": ("models: " + "[" * 5000, "Could not read the configuration"),

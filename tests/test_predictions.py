@@ -309,7 +309,7 @@ def test_a_visualizer_that_an_earlier_model_left_draws_nothing(
     engine.predict(make_lightning_model(visualizer=False), data_path=shots)
 
     assert not (tmp_path / "left").exists()
-    assert left not in engine.trainer.callbacks
+    assert left not in engine.trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning
 
 
 SCRIPT = """

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from anomalib_aprilgan import AprilGanModel
 from anomalib_aprilgan.files import published
 from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
 from anomalib_aprilgan.files.downloads import TIMEOUT_VARIABLE, download
@@ -161,7 +162,7 @@ def test_the_origin_of_the_published_adapters(name, data_set):
 )
 def test_the_object_id_equals_git_s(tmp_path, content, git_object_id):
     (tmp_path / "file").write_bytes(content)
-    assert published._git_object_id(tmp_path / "file") == git_object_id
+    assert published.git_object_id(tmp_path / "file") == git_object_id
 
 
 # ---- Download -----------------------------------------------------------------------------------------------------
@@ -355,7 +356,7 @@ def test_without_a_home_directory_the_cache_is_named(mirror, monkeypatch, tmp_pa
 # ---- In the model -------------------------------------------------------------------------------------------------
 
 
-def test_a_conflict_with_the_model_is_found_before_the_download(mirror, make_model: Callable):
+def test_a_conflict_with_the_model_is_found_before_the_download(mirror, make_model: Callable[..., AprilGanModel]):
     with pytest.raises(ValueError, match="'visa'") as error:
         make_model(adapter="visa")
     for side in ("'ViT-L-14-336'", "'golden-vit'", "(6, 12, 18, 24)", "(2, 4)"):
@@ -364,7 +365,9 @@ def test_a_conflict_with_the_model_is_found_before_the_download(mirror, make_mod
     assert not mirror.cached.exists()
 
 
-def test_a_fitting_model_loads_the_published_adapters(mirror, monkeypatch, golden, make_model: Callable):
+def test_a_fitting_model_loads_the_published_adapters(
+    mirror, monkeypatch, golden, make_model: Callable[..., AprilGanModel]
+):
     origin = AdapterOrigin(backbone="golden-vit", quick_gelu=False, layers=(2, 4), trained_on=("Visa",))
     monkeypatch.setattr(PublishedAdapters, "origin", property(lambda entry: origin))
     model = make_model(adapter="visa")

@@ -24,7 +24,15 @@ from anomalib_aprilgan.comparison.folder import safe_name
 from anomalib_aprilgan.comparison.plots import bars_by_category, metric_by_seconds, metric_by_shots, styles_of
 from anomalib_aprilgan.comparison.published_figures import CATEGORY_FIGURES, MEAN_FIGURES, PUBLISHED_METRICS, Figure
 from anomalib_aprilgan.comparison.report import write_report
-from anomalib_aprilgan.comparison.results import AUTHORS_METRICS, COLUMNS, METRICS, read_runs, run_file, write_run
+from anomalib_aprilgan.comparison.results import (
+    AUTHORS_METRICS,
+    COLUMNS,
+    METRICS,
+    read_runs,
+    run_file,
+    write_run,
+    write_table,
+)
 from anomalib_aprilgan.comparison.tables import ANOMALIB, AUTHORS, add_published, average, harmonic_mean, prepare
 
 CLASSES = {
@@ -361,7 +369,7 @@ def test_no_folder_name_ends_the_block_of_the_command(tmp_path: Path) -> None:
 
 def test_a_run_that_ends_while_the_report_is_written_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder_of(tmp_path, [run()])
-    original = report.write_table
+    original = write_table
 
     def write_late(folder: Path, runs: pd.DataFrame) -> Path:
         write_run(folder, run("theirs"))  # by another process, whose table this one overwrites

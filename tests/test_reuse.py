@@ -572,7 +572,7 @@ def test_without_a_seed_each_start_draws_the_same_references(
         torch.manual_seed(state)  # the state of the random generators has no influence
         default.append(drawn())
     assert len(set(default)) == 1
-    seeds = {}
+    seeds: dict[int, tuple[str, ...]] = {}
     for seed in (0, 1, 2, 1):
         seed_everything(seed)
         torch.rand(7)

@@ -36,7 +36,7 @@ def test_the_pictures_of_a_category_share_their_look() -> None:
     """Without camera effects, mean colours vary less within a category than between categories of the same kind."""
 
     def mean(kind: str, look: int, number: int) -> np.ndarray:
-        return scenes._draw(kind, default_rng(look), default_rng(number), SIZE).picture.mean((0, 1))
+        return scenes.draw_scene(kind, default_rng(look), default_rng(number), SIZE).picture.mean((0, 1))
 
     for kind in (*SURFACES, *OBJECTS, *INVENTIONS):
         means = np.array([[mean(kind, look, number) for number in range(3)] for look in range(6)])
@@ -56,7 +56,7 @@ def test_a_defect_changes_the_pixels_of_its_mask() -> None:
     """Outside the mask, only a soft rim and a shadow may change."""
     for defect in DEFECTS:
         for number, kind in enumerate(("tiles", "paper", "washer", "egg")):
-            scene = scenes._draw(kind, default_rng(1), default_rng(2), SIZE)
+            scene = scenes.draw_scene(kind, default_rng(1), default_rng(2), SIZE)
             before = scene.picture.copy()
             picture, mask = add_defect(defect, scene, default_rng(number))
             assert np.array_equal(scene.picture, before), f"{defect} on {kind} changes its input"

@@ -403,7 +403,7 @@ def test_images_that_are_not_normalised_are_refused(make_model):
     images = random_images()
     wrong = {"uint8": (images * 20).to(torch.uint8), "int64": images.long(), "[0, 255]": images.abs() * 255}
     wrong |= {str(value): torch.where(images > 1, value, images) for value in (float("nan"), float("inf"), -100.0)}
-    calls = {
+    calls: dict[str, list[Callable[..., Any]]] = {
         "images": [model, lambda given: model.stage_maps(given, random_features())],
         "reference_images": [model.encode_references],
     }
@@ -620,7 +620,9 @@ def test_a_state_with_random_clip_weights_can_be_restored(make_model, tmp_path):
 # ---- Method options -----------------------------------------------------------------------------------------------
 
 
-def test_the_map_is_the_mean_of_the_chosen_stages(make_model: Callable[..., AprilGanModel], golden: dict) -> None:
+def test_the_map_is_the_mean_of_the_chosen_stages(
+    make_model: Callable[..., AprilGanModel], golden: dict[str, Any]
+) -> None:
     images = golden["inputs"][:2]
     every = make_model()
     every.setup("bottle")
@@ -632,7 +634,9 @@ def test_the_map_is_the_mean_of_the_chosen_stages(make_model: Callable[..., Apri
         assert torch.allclose(alone(images).pred_score, every(images).pred_score)
 
 
-def test_memory_banks_alone_give_the_map_that_they_add(make_model: Callable[..., AprilGanModel], golden: dict) -> None:
+def test_memory_banks_alone_give_the_map_that_they_add(
+    make_model: Callable[..., AprilGanModel], golden: dict[str, Any]
+) -> None:
     images, references = golden["inputs"][:2], golden["inputs"][-3:]
     zero_shot, few_shot, alone = make_model(), make_model(), make_model(method=MethodOptions(map_stages=()))
     zero_shot.setup("bottle")
@@ -658,7 +662,7 @@ def test_single_prompts_are_one_sentence_per_state(make_model: Callable[..., Apr
 
 
 def test_clip_projection_replaces_the_adapters(
-    make_model: Callable[..., AprilGanModel], golden: dict, tmp_path: Path
+    make_model: Callable[..., AprilGanModel], golden: dict[str, Any], tmp_path: Path
 ) -> None:
     """The projected tokens of the last stage must equal open_clip's."""
     model = make_model(adapter=None, method=MethodOptions(projection="clip"), layers=(4,), reference_layers=(4,))

@@ -65,7 +65,7 @@ def test_validations_log_metrics_to_watch(make_lightning_model: MakeModel, sampl
     logged = pd.read_csv(Path(logger.log_dir, "metrics.csv"))
     assert [len(logged[name].dropna()) for name in sorted(names)] == [2] * 6, "one value per epoch"
     assert float(watch.best_model_score) == pytest.approx(logged["val_pixel_AUROC"].max(), abs=1e-6)
-    tester = make_lightning_model(adapter=engine.trainer.checkpoint_callback.best_model_path)
+    tester = make_lightning_model(adapter=engine.best_model_path)
     (results,) = Engine(default_root_dir=tmp_path, accelerator="cpu").test(tester, datamodule=validation)
     for name in names:
         assert results[name.removeprefix("val_")] == pytest.approx(float(last[name]), abs=1e-4), name

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The console command ``anomalib-aprilgan``: demonstration, sample data, comparison, and adapter files.
+"""The console command ``anomalib-aprilgan``: demonstration, diagnosis, sample data, comparison, adapter files.
 
 Use anomalib's own command to train, test, predict and export: ``anomalib test --model AprilGan ...``.
 """
@@ -57,18 +57,32 @@ def sample_data(
     print(f"Wrote {', '.join(categories)} to {root}")  # noqa: T201
 
 
-def pretrain(folder: Path, pairs: int = 60_000, steps: int = 4400, seed: int = 0) -> None:
+def pretrain(
+    folder: Path,
+    photographs: Path | None = None,
+    start: str | None = None,
+    pairs: int = 60_000,
+    steps: int = 4400,
+    photograph_pairs: int = 24_500,
+    photograph_steps: int = 1100,
+    seed: int = 0,
+) -> None:
     """Train the embedded CLIP and its adapters from scratch. Run it again to continue an interrupted training.
 
     Args:
-        folder: Folder for images, checkpoint, weights and adapters.
-        pairs: Number of generated image pairs.
-        steps: Number of pre-training steps.
+        folder: Folder for images, checkpoints, weights and adapters.
+        photographs: Folder of photographs of undamaged materials, with INDEX.tsv, for a second round of training.
+        start: Weights that the second round starts from, instead of the first round's: a file, or demo for those of
+            this package.
+        pairs: Number of drawn image pairs of the first round.
+        steps: Steps of the first round.
+        photograph_pairs: Number of image pairs of the second round.
+        photograph_steps: Steps of the second round.
         seed: Seed of images, weights and batches.
     """
     from anomalib_aprilgan.pretraining.command import pretrain as pretrain_clip  # noqa: PLC0415
 
-    pretrain_clip(folder, pairs, steps, seed=seed)
+    pretrain_clip(folder, photographs, start, pairs, steps, photograph_pairs, photograph_steps, seed)
 
 
 def fetch(name: Literal["visa", "mvtec"]) -> None:
@@ -95,6 +109,23 @@ def extract(source: str, output: str) -> None:
     print(write_adapters(output, weights, origin))  # noqa: T201
 
 
+def doctor(record: bool = False) -> None:
+    """Say whether the installation works, for bug reports: versions, devices, cached weights, and a self-test.
+
+    Args:
+        record: Instead, record the numbers of the self-test anew. For developers, after a training of ViT-demo.
+    """
+    if record:
+        from anomalib_aprilgan.diagnosis.self_test import record as record_numbers  # noqa: PLC0415
+
+        print(record_numbers())  # noqa: T201
+        return
+    from anomalib_aprilgan.diagnosis.doctor import examine  # noqa: PLC0415
+
+    if not examine():
+        sys.exit(1)
+
+
 def report(folder: Path) -> None:
     """Write the report of a comparison again from its results, and print its path.
 
@@ -114,14 +145,51 @@ def compare(**arguments: Any) -> None:  # noqa: ANN401
     print(f"Report: {compare_models(**arguments)}")  # noqa: T201
 
 
+def verify(
+    root: list[str],
+    output: str = "results/verification",
+    shots: list[int] = [0],  # noqa: B006  # jsonargparse shows it
+    pretrained: str = "auto",
+    adapters: Path | None = None,
+    download: bool = False,
+    accelerator: str = "auto",
+    num_workers: int = 8,
+) -> None:
+    """Measure the published figures with the real weights, and say which categories of MVTec AD and VisA meet them.
+
+    Args:
+        root: Folders of MVTec AD and VisA.
+        output: Folder of the results. If the command is interrupted, run it again: it continues where it stopped.
+        shots: Numbers of reference images. Published are 0, 1, 2 and 4; categories have figures for 0 only.
+        pretrained: File with OpenAI's weights of ViT-L-14-336. auto: the file in open_clip's caches.
+        adapters: Folder of the authors' files mvtec_pretrained.pth and visa_pretrained.pth. Default: the cache.
+        download: Download missing weights. Data sets are never downloaded.
+        accelerator: Where to compute, as for anomalib's Engine: auto, gpu or cpu.
+        num_workers: Number of processes that load images.
+    """
+    import warnings  # noqa: PLC0415
+
+    warnings.simplefilter("ignore", FutureWarning)  # raised by imports in anomalib
+    from anomalib_aprilgan.verification.verify import Weights  # noqa: PLC0415
+    from anomalib_aprilgan.verification.verify import verify as measure_and_compare  # noqa: PLC0415
+
+    weights = Weights(pretrained, adapters, download)
+    if not measure_and_compare(root, output, shots, weights, accelerator, num_workers):
+        sys.exit(1)
+
+
+ROOT_HELP = "Folder of MVTec AD or of VisA. Give the option twice for both."
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
+    "doctor": doctor,
     "sample-data": sample_data,
     "pretrain": pretrain,
     "fetch": fetch,
     "extract": extract,
     "compare": compare,
     "report": report,
+    "verify": verify,
 }
 
 
@@ -136,8 +204,10 @@ def main(args: Sequence[str] | None = None) -> None:
     subcommands = parser.add_subcommands()
     for name, command in COMMANDS.items():
         subparser = ArgumentParser(description=(command.__doc__ or "").partition("\n")[0])
+        if command is verify:
+            subparser.add_argument("--root", action="append", required=True, help=ROOT_HELP)
         if command is not compare:
-            subparser.add_function_arguments(command, as_positional=True)
+            subparser.add_function_arguments(command, as_positional=True, skip={"root"} if command is verify else set())
         elif given[:1] == [name]:  # only then, because pandas takes half a second to import
             _add_arguments_of_comparison(subparser, is_help={"-h", "--help"} & set(given) != set())
         subcommands.add_subcommand(name, subparser, help=subparser.description)  # type: ignore[no-untyped-call]

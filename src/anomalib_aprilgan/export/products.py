@@ -47,7 +47,7 @@ class Product:
         facts: Plain data of the state dict: setup record, stages, and description of the model.
         options: Options of the post-processor, for example its sensitivities.
         calibrated_with: Parts of the model that the calibration depends on: adapters, stages, prompts, image size,
-            post-processor.
+            window, post-processor.
     """
 
     tensors: Mapping[str, Tensor]
@@ -192,7 +192,7 @@ def _faults(product: Product, model: CalibratedModel) -> list[str]:
     faults += [f"{name} is missing" for name in own if name not in product.tensors]
     faults += [f"{name} is unknown" for name in product.tensors if name not in own]
     banks = {len(bank) for name, bank in product.tensors.items() if ".memory_banks." in name and name not in faults}
-    if not faults and banks != {product.facts["k_shot"] * model.model.clip.num_patches}:
+    if not faults and banks != {product.facts["k_shot"] * model.model.tokens_per_reference}:
         faults.append(f"memory banks of {product.facts['k_shot']} images have {banks} tokens")
     class_name = Setup.from_dict(product.facts["setup"]).class_name
     if class_name is None or not class_name.strip():
@@ -245,5 +245,6 @@ def _calibrated_with(model: CalibratedModel) -> dict[str, Any]:
         "map_stages": list(model.model.map_stages),
         "prompts": model.model.method.prompts,
         "image_size": model.model.image_size,
+        "window": model.model.architecture.window,
         "post_processor": type(model.post_processor).__name__,
     }

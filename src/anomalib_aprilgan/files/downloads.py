@@ -3,7 +3,6 @@
 
 """Downloads that end within limits of time and size, and the message that says where missing files go."""
 
-import hashlib
 import http.client
 import logging
 import os
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from anomalib_aprilgan.files.embedded import BACKBONE
 from anomalib_aprilgan.files.whole_files import one_at_a_time
 
-__all__ = ["TIMEOUT_VARIABLE", "MissingFileError", "digest_of", "download", "fetch_from_hub"]
+__all__ = ["TIMEOUT_VARIABLE", "MissingFileError", "cached_from_hub", "download", "fetch_from_hub"]
 
 logger = logging.getLogger(__name__)
 
@@ -201,6 +200,17 @@ class _Https(HTTPSHandler):
         return self.do_open(_SecureConnection, req, context=ssl.create_default_context())
 
 
+def cached_from_hub(repository: str, names: Sequence[str]) -> Path | None:
+    """Look for a file in the cache of the Hugging Face hub, without network.
+
+    Args:
+        repository: Name of the repository.
+        names: Names of the file; any of them will do.
+    """
+    found = (try_to_load_from_cache(repository, name) for name in names)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
 def fetch_from_hub(repository: str, names: Sequence[str], limit: int) -> Path:
     """Return a file of the Hugging Face hub from its cache, or download it.
 
@@ -213,10 +223,8 @@ def fetch_from_hub(repository: str, names: Sequence[str], limit: int) -> Path:
         Exception: If the file cannot be downloaded, or the hub's client is set to be offline. If no server answers, it
             is raised within seconds. The hub's client raises errors of many types.
     """
-    for name in names:
-        cached = try_to_load_from_cache(repository, name)
-        if isinstance(cached, str):
-            return Path(cached)
+    if cached := cached_from_hub(repository, names):
+        return cached
     for name in names:
         try:  # the hub's functions for downloads would try again and again, for minutes
             size = get_hf_file_metadata(hf_hub_url(repository, name), timeout=CONNECT_SECONDS).size
@@ -229,21 +237,6 @@ def fetch_from_hub(repository: str, names: Sequence[str], limit: int) -> Path:
         return Path(hf_hub_download(repository, name, etag_timeout=CONNECT_SECONDS))
     msg = f"{repository} has none of the files {', '.join(names)}"
     raise FileNotFoundError(msg)
-
-
-def digest_of(path: Path, algorithm: str = "sha256", start: bytes = b"") -> str:
-    """Compute the digest of a file, in hexadecimal digits.
-
-    Args:
-        path: The file.
-        algorithm: Name of a function of ``hashlib``.
-        start: Bytes that are put before the content.
-    """
-    digest = hashlib.new(algorithm, start, usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _megabytes(size: int | None) -> str:

@@ -16,9 +16,18 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
-from anomalib_aprilgan.files.downloads import MissingFileError, digest_of, download
+from anomalib_aprilgan.files.digests import digest_of
+from anomalib_aprilgan.files.downloads import MissingFileError, download
 
-__all__ = ["MIRROR_VARIABLE", "PUBLISHED", "PublishedAdapters", "fetch", "missing_adapters"]
+__all__ = [
+    "MIRROR_VARIABLE",
+    "PUBLISHED",
+    "PublishedAdapters",
+    "cached_file",
+    "fetch",
+    "git_object_id",
+    "missing_adapters",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -86,11 +95,11 @@ def fetch(name: str) -> Path:
     published = PUBLISHED[name]
 
     def find_fault(path: Path) -> str:
-        found = _git_object_id(path)
+        found = git_object_id(path)
         expected = published.git_object_id
         return "" if found == expected else f"has the git object id {found} instead of {expected}"
 
-    path = _cached(name)
+    path = cached_file(name)
     if path.is_file():
         if not find_fault(path):
             return path
@@ -116,22 +125,23 @@ def missing_adapters(adapter: str | Path | None) -> tuple[str, ...]:
     Returns:
         A text for :class:`MissingFileError`; nothing if no file is missing.
     """
-    is_missing = isinstance(adapter, str) and adapter in PUBLISHED and not _cached(adapter).is_file()
+    is_missing = isinstance(adapter, str) and adapter in PUBLISHED and not cached_file(adapter).is_file()
     return (_advice(str(adapter)),) if is_missing else ()
 
 
-def _cached(name: str) -> Path:
+def cached_file(name: str) -> Path:
+    """Return the path of a published adapter file in the cache, whether it exists or not."""
     return user_cache_path("anomalib-aprilgan") / PUBLISHED[name].file_name
 
 
 def _advice(name: str) -> str:
     return (
-        f"Adapters ({name!r}, 13 MB): {SOURCE}/{PUBLISHED[name].file_name}\n  Put the file at {_cached(name)}, or "
+        f"Adapters ({name!r}, 13 MB): {SOURCE}/{PUBLISHED[name].file_name}\n  Put the file at {cached_file(name)}, or "
         f"anywhere with `--model.adapter PATH` (in Python: adapter=PATH), or set {MIRROR_VARIABLE} to the URL of a "
         "folder that holds it."
     )
 
 
-def _git_object_id(path: Path) -> str:
+def git_object_id(path: Path) -> str:
     """Compute the git object id of a file."""
     return digest_of(path, "sha1", b"blob %d\0" % path.stat().st_size)

@@ -79,7 +79,9 @@ def replacing(path: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             os.replace(unfinished, path)  # noqa: PTH105  # the one call that tests replace
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}, so that this file was not written", str(path)) from error
+        raise OSError(
+            error.errno, f"{error.strerror or error}, so that this file was not written", str(path)
+        ) from error
 
 
 def write_file(path: Path, content: bytes | str) -> Path:

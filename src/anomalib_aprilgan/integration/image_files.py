@@ -165,7 +165,8 @@ def _bits_per_channel(image: Image.Image, path: Path) -> int:
     if image.mode.startswith(("I", "F")):
         return 16 if image.mode.startswith("I") else 32
     tiles: Any = getattr(image, "tile", ())
-    largest = tiles[0].args[-1] if image.format == "PPM" and tiles and tiles[0].args else 255
+    arguments = tiles[0][3] if tiles else None  # of the decoder; Pillow gives them a name since release 11
+    largest = arguments[-1] if image.format == "PPM" and arguments else 255
     return largest.bit_length() if isinstance(largest, int) else 8
 
 

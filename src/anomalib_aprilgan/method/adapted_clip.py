@@ -54,6 +54,7 @@ class AdaptedClip(FewShotClip):
             quick_gelu=self.clip.quick_gelu,
             image_size=self.image_size,
             layers=self.layers,
+            window=self.architecture.window,
             trained_on=self.trained_on,
         )
 
@@ -157,7 +158,7 @@ class AdaptedClip(FewShotClip):
         wrong = misfits(state_dict, own)
         wrong += [name for name in own if strict and name not in state_dict]
         banks = {len(value) for name, value in state_dict.items() if name in own and BANKS in name}
-        if wrong or len(banks) > 1 or any(length % self.clip.num_patches for length in banks):
+        if wrong or len(banks) > 1 or any(length % self.tokens_per_reference for length in banks):
             msg = (
                 f"The state does not fit the model: values are missing or have other shapes or types "
                 f"({', '.join(wrong[:4]) or 'memory banks'}). Use an undamaged file."

@@ -60,12 +60,12 @@ def resize_positional_embedding(embedding: Tensor, grid: int) -> Tensor:
         grid: Number of patches along each side.
 
     Returns:
-        Tensor of shape ``(1 + grid ** 2, width)``; a copy if the grid has that size already.
+        Tensor of shape ``(1 + grid ** 2, width)``, with gradients; a copy if the grid has that size already.
     """
-    class_row, patches = embedding.detach()[:1], embedding.detach()[1:]
+    class_row, patches = embedding[:1], embedding[1:]
     old_grid = isqrt(patches.shape[0])
     if old_grid == grid:
-        return embedding.detach().clone()
+        return embedding.clone()
     patches = patches.T.reshape(1, -1, old_grid, old_grid).float()
     patches = interpolate(patches, size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([class_row, patches[0].flatten(1).T.to(class_row.dtype)])

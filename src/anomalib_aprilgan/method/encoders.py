@@ -8,11 +8,13 @@ numbers with both. They are differentiable, so that the embedded CLIP can be tra
 """
 
 from collections.abc import Collection, Iterable
+from math import isqrt
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from anomalib_aprilgan.method.clip_weights import resize_positional_embedding
 from anomalib_aprilgan.method.towers import Towers
 
 __all__ = ["ImageFeatures", "encode_image", "encode_text", "pools_end_token"]
@@ -36,7 +38,8 @@ def encode_image(visual: Towers, images: Tensor, stages: Collection[int]) -> Ima
 
     Args:
         visual: Image tower, a standard ViT.
-        images: Pre-processed images of shape ``(N, 3, image_size, image_size)``.
+        images: Pre-processed images of shape ``(N, 3, n, n)``. If ``n`` is not the tower's image size, the positional
+            embedding is resized.
         stages: Blocks whose patch tokens are returned, counted from 1.
 
     Returns:
@@ -45,7 +48,10 @@ def encode_image(visual: Towers, images: Tensor, stages: Collection[int]) -> Ima
     patches = visual.conv1(images).flatten(2).mT  # (N, P, width)
     patches = patches.to(visual.class_embedding.dtype)  # keeps the residual stream in fp32 under autocast
     class_token = visual.class_embedding.expand(patches.shape[0], 1, -1)
-    x = torch.cat([class_token, patches], dim=1) + visual.positional_embedding
+    positions = visual.positional_embedding
+    if len(positions) != 1 + patches.shape[1]:
+        positions = resize_positional_embedding(positions, isqrt(patches.shape[1]))
+    x = torch.cat([class_token, patches], dim=1) + positions
     x = visual.ln_pre(visual.patch_dropout(x))
 
     tokens: dict[int, Tensor] = {}

@@ -22,15 +22,18 @@ from open_clip import pretrained as open_clip_pretrained
 from torch import Tensor, nn
 
 from anomalib_aprilgan.files import embedded
-from anomalib_aprilgan.files.downloads import MissingFileError, digest_of, download, fetch_from_hub
+from anomalib_aprilgan.files.digests import digest_of
+from anomalib_aprilgan.files.downloads import MissingFileError, cached_from_hub, download, fetch_from_hub
 from anomalib_aprilgan.files.paths import checked_path
 from anomalib_aprilgan.method.clip_weights import read_clip_weights, resize_positional_embedding
 
 __all__ = [
     "Towers",
     "build_towers",
+    "cached_weights",
     "native_image_size",
     "number_of_blocks",
+    "patch_grid",
     "runs_batch_first",
     "tokenizer_of",
     "uses_quick_gelu",
@@ -65,7 +68,7 @@ def build_towers(backbone: str, pretrained: str | Path | None, image_size: int, 
         MissingFileError: If the weights cannot be downloaded.
     """
     config = _architecture(backbone)
-    grid = _grid(backbone, int(config["vision_cfg"]["patch_size"]), image_size)
+    grid = patch_grid(backbone, image_size)
     config["quick_gelu"] = bool(config.get("quick_gelu")) or quick_gelu
     weights = _load_weights(backbone, pretrained) if pretrained is not None else None
     towers = _build(config)
@@ -105,6 +108,28 @@ def number_of_blocks(backbone: str) -> int:
     return int(_architecture(backbone)["vision_cfg"].get("layers", 12))
 
 
+def patch_grid(backbone: str, size: int, argument: str = "image_size") -> int:
+    """Return the number of patches along each side of an image.
+
+    Args:
+        backbone: Name of an open_clip architecture.
+        size: Height and width of the image in pixels.
+        argument: Name of the argument that holds the size, for the message.
+
+    Raises:
+        ValueError: If the patch size does not divide the size.
+    """
+    patch_size = int(_architecture(backbone)["vision_cfg"]["patch_size"])
+    if not isinstance(size, int) or size <= 0 or size % patch_size:
+        lower = max(size // patch_size, 1) * patch_size if isinstance(size, int) else 16 * patch_size
+        msg = (
+            f"Expected argument `{argument}` to be a multiple of the patch size {patch_size} of {backbone}, but got "
+            f"{size!r}. Use for example {lower} or {lower + patch_size}."
+        )
+        raise ValueError(msg)
+    return size // patch_size
+
+
 def _architecture(backbone: str) -> dict[str, Any]:
     """Return the configuration of an architecture, after checking that its image tower is a standard ViT."""
     known = open_clip.list_models()
@@ -135,18 +160,6 @@ def _architecture(backbone: str) -> dict[str, Any]:
         "ViT-L-14-336."
     )
     raise ValueError(msg)
-
-
-def _grid(backbone: str, patch_size: int, image_size: int) -> int:
-    """Return the number of patches along each side of an image."""
-    if not isinstance(image_size, int) or image_size <= 0 or image_size % patch_size:
-        lower = max(image_size // patch_size, 1) * patch_size if isinstance(image_size, int) else 16 * patch_size
-        msg = (
-            f"Expected argument `image_size` to be a multiple of the patch size {patch_size} of {backbone}, but got "
-            f"{image_size!r}. Use for example {lower} or {lower + patch_size}."
-        )
-        raise ValueError(msg)
-    return image_size // patch_size
 
 
 def _build(config: dict[str, Any]) -> Towers:
@@ -182,15 +195,40 @@ def _load_weights(backbone: str, pretrained: str | Path) -> Weights:
     return read_clip_weights(_download_weights(backbone, str(pretrained)))
 
 
-def _download_weights(backbone: str, tag: str) -> Path:
-    """Return the file of a tag from open_clip's caches, or download it to them."""
+def cached_weights(backbone: str, tag: str) -> list[tuple[Path, str]]:
+    """Find the files of a tag in open_clip's caches, without network.
+
+    Args:
+        backbone: Name of an open_clip architecture.
+        tag: A tag that open_clip has for it.
+
+    Returns:
+        Each file that exists, with the SHA-256 that its publisher states, or the first eight digits of it: as a part of
+        the URL, or as the name of the hub's copy. It is empty if none is stated.
+    """
+    url, repository, names, cached = _sources(backbone, tag)
+    found = [(cached, _sha256_in(url))] if url and cached.is_file() else []
+    in_hub = cached_from_hub(repository, names) if repository else None
+    if in_hub:
+        blob = in_hub.resolve().name
+        found.append((in_hub, blob if re.fullmatch("[0-9a-f]{64}", blob) else ""))
+    return found
+
+
+def _sources(backbone: str, tag: str) -> tuple[str, str, list[str], Path]:
+    """Return the URL of a tag, its repository and names in the hub, and the path of the URL's file in the cache."""
     source = open_clip_pretrained.get_pretrained_cfg(backbone, tag)
     url = source.get("url", "")
     cached = Path(os.path.expanduser(f"~/.cache/clip/{Path(url).name}"))  # noqa: PTH111  # no error without a home
     repository, _, name = source.get("hf_hub", "").rpartition("/")
     name = name or "open_clip_pytorch_model.bin"
     safe = re.sub(r"\.(bin|pth)$", ".safetensors", name).replace("open_clip_pytorch_model", "open_clip_model")
-    names = list(dict.fromkeys([safe, name]))  # as open_clip
+    return url, repository, list(dict.fromkeys([safe, name])), cached  # the names that open_clip tries
+
+
+def _download_weights(backbone: str, tag: str) -> Path:
+    """Return the file of a tag from open_clip's caches, or download it to them."""
+    url, repository, names, cached = _sources(backbone, tag)
 
     def find_fault(path: Path) -> str:
         expected = _sha256_in(url)

@@ -3,17 +3,21 @@
 
 """Captions of the pairs of images that the embedded CLIP is pre-trained on."""
 
+from collections.abc import Iterable
+
 from numpy.random import Generator
 
 from anomalib_aprilgan.demo.drawing.scenes import AUXILIARY_DEFECTS, AUXILIARY_KINDS, INVENTIONS
 from anomalib_aprilgan.method.prompts import ABNORMAL_STATES, NORMAL_STATES, TEMPLATES
+from anomalib_aprilgan.pretraining.damage import DEFECT_NAMES
+from anomalib_aprilgan.pretraining.scenes import UNNAMED
 
 __all__ = ["NAMED_KINDS", "UNKNOWN", "captions", "vocabulary_sentences"]
 
 NAMED_KINDS = tuple(kind for kind in AUXILIARY_KINDS if kind not in INVENTIONS)
 """Kinds that captions may name."""
 
-UNKNOWN = "thing"
+UNKNOWN = UNNAMED
 """Placeholder for a name. In the trained model, every word that occurs in no caption has the embedding of this one."""
 
 PLACEHOLDERS = (UNKNOWN, f"{UNKNOWN} {UNKNOWN}", f"{UNKNOWN} {UNKNOWN} {UNKNOWN}", "object", "surface")
@@ -24,8 +28,8 @@ def captions(kind: str, defect: str, rng: Generator) -> tuple[str, str, bool]:
     """Write the captions of a pair of images without and with a defect.
 
     Both captions differ in the state only. Names are written with or without underscore. Some captions have a
-    placeholder instead of the name, so that the model also works for names that it was not trained with. Invented kinds
-    are never named.
+    placeholder instead of the name, so that the model also works for names that it was not trained with. Invented
+    kinds, and scenes that mix drawings and photographs, are never named.
 
     Args:
         kind: Name of the kind in both images.
@@ -35,7 +39,7 @@ def captions(kind: str, defect: str, rng: Generator) -> tuple[str, str, bool]:
     Returns:
         The caption of the normal image, the caption of the abnormal image, and whether both name the kind.
     """
-    is_named = bool(rng.random() < 0.7 and kind not in INVENTIONS)  # noqa: PLR2004
+    is_named = bool(rng.random() < 0.7 and kind not in (*INVENTIONS, UNNAMED))  # noqa: PLR2004
     kind = kind if rng.random() < 0.3 else kind.replace("_", " ")  # noqa: PLR2004
     name = kind if is_named else str(rng.choice(PLACEHOLDERS))
     template = str(rng.choice(TEMPLATES))
@@ -47,10 +51,15 @@ def captions(kind: str, defect: str, rng: Generator) -> tuple[str, str, bool]:
     )
 
 
-def vocabulary_sentences() -> list[str]:
-    """Sentences that together contain every word that a caption can contain."""
-    kinds = {name for kind in NAMED_KINDS for name in (kind, kind.replace("_", " "))}
-    states = [*NORMAL_STATES, *ABNORMAL_STATES, *map(_state_with, AUXILIARY_DEFECTS)]
+def vocabulary_sentences(materials: Iterable[str] = ()) -> list[str]:
+    """Sentences that together contain every word that a caption can contain.
+
+    Args:
+        materials: Names of materials in photographs.
+    """
+    kinds = {name for kind in (*NAMED_KINDS, *materials) for name in (kind, kind.replace("_", " "))}
+    defects = (*AUXILIARY_DEFECTS, *DEFECT_NAMES) if materials else AUXILIARY_DEFECTS
+    states = [*NORMAL_STATES, *ABNORMAL_STATES, *map(_state_with, defects)]
     sentences = [state.format(name) for state in states for name in (*kinds, *PLACEHOLDERS)]
     return [*sentences, *(template.format(UNKNOWN) for template in TEMPLATES)]
 

@@ -1,13 +1,15 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The command ``anomalib-aprilgan pretrain FOLDER``: from drawn images to the weights that the package contains.
+"""The command ``anomalib-aprilgan pretrain FOLDER``: from pictures to the weights that the package contains.
 
-The result depends on the seed only. If the command is interrupted, run it again: it continues where it stopped.
-``weights/README.md`` states how long it takes and how good the result is.
+The CLIP is trained in two rounds: on drawn pairs from random weights, then on pairs of photographs and drawn pairs. The
+result depends on the pictures and the seed only. If the command is interrupted, run it again: it continues where it
+stopped. ``weights/README.md`` states how long it takes and how good the result is.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,92 +17,136 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from anomalib_aprilgan.demo.drawing.defects import DEFECTS, HELD_OUT_DEFECTS
-from anomalib_aprilgan.demo.drawing.scenes import HELD_OUT_KINDS
-from anomalib_aprilgan.demo.experiment import evaluate_category, train_adapters
+from anomalib_aprilgan.demo.drawing.defects import DEFECTS
+from anomalib_aprilgan.demo.drawing.scenes import AUXILIARY_KINDS, HELD_OUT_KINDS
+from anomalib_aprilgan.demo.experiment import evaluate_category
 from anomalib_aprilgan.demo.results import METRICS
-from anomalib_aprilgan.demo.sample_data import DATA_SETS, write_sample_data
+from anomalib_aprilgan.demo.sample_data import write_sample_data
 from anomalib_aprilgan.files.adapter_files import write_adapters
 from anomalib_aprilgan.files.embedded import ADAPTERS, BACKBONE, TAG, WEIGHTS
+from anomalib_aprilgan.files.whole_files import write_file
 from anomalib_aprilgan.integration.quiet import quietly
+from anomalib_aprilgan.method.adapters import StageAdapters
 from anomalib_aprilgan.method.towers import Towers, tokenizer_of
 from anomalib_aprilgan.pretraining.captions import UNKNOWN, vocabulary_sentences
-from anomalib_aprilgan.pretraining.drawn_files import draw_pairs
+from anomalib_aprilgan.pretraining.held_out import write_held_out_photographs
+from anomalib_aprilgan.pretraining.materials import Material, read_index
+from anomalib_aprilgan.pretraining.pair_files import write_pairs
 from anomalib_aprilgan.pretraining.pairs import Pairs
-from anomalib_aprilgan.pretraining.training import GREATEST_TEMPERATURE, train
+from anomalib_aprilgan.pretraining.training import GREATEST_TEMPERATURE, Schedule, train
+from anomalib_aprilgan.torch_model import AprilGanModel
 
 __all__ = ["pretrain"]
 
-ADAPTER_LOOKS, ADAPTER_EPOCHS = 4, 2
-"""The adapters are trained on so many data sets, each with other looks of the same kinds, for so many epochs."""
+DRAWN_SIZE, DRAWN_SIZES = 128, (96,)
+"""First round: size at which pairs are drawn, and sizes at which the CLIP sees them, in pixels."""
 
-SHOTS = (0, 1, 2, 4, 8)
+PHOTOGRAPH_SIZE, PHOTOGRAPH_SIZES = 224, (96, 96, 112, 128, 144, 192)
+"""Second round, likewise."""
+
+DRAWN_SHARE = 0.18
+"""Fraction of drawn pairs in the second round."""
+
+SHOTS = (0, 1, 2, 4, 8, 16)
 """Numbers of reference images to test with."""
 
 
 def pretrain(
     folder: Path,
-    pairs: int = 60_000,
-    steps: int = 4400,
-    batch_size: int = 64,
-    learning_rate: float = 1.5e-3,
-    seed: int = 0,
+    photographs: Path | None,
+    start: str | None,
+    pairs: int,
+    steps: int,
+    photograph_pairs: int,
+    photograph_steps: int,
+    seed: int,
 ) -> None:
-    """Draw pairs of images, pre-train the CLIP on them, train its adapters, and test both on held-out kinds.
+    """Make pairs of images, pre-train the CLIP on them, and test it with its adapters on data that were held out.
 
     Args:
-        folder: Folder for pairs, checkpoint, weights and adapters.
-        pairs: Number of pairs.
-        steps: Steps of pre-training.
-        batch_size: Pairs per step.
-        learning_rate: Maximum learning rate of AdamW.
+        folder: Folder for pairs, checkpoints, weights and adapters.
+        photographs: Folder of photographs for the second round; see
+            :mod:`~anomalib_aprilgan.pretraining.materials`. Without it, there is no second round.
+        start: Weights that the second round starts from, instead of the first round's: a file, or ``"demo"`` for those
+            of this package.
+        pairs: Number of pairs of the first round.
+        steps: Steps of the first round.
+        photograph_pairs: Number of pairs of the second round.
+        photograph_steps: Steps of the second round.
         seed: Seed of everything.
 
     Raises:
-        ValueError: If the folder holds the checkpoint of a training with other settings.
+        ValueError: If a folder holds the checkpoint of a training with other settings, or ``start`` is given without
+            ``photographs``.
+            Also if the index of the photographs cannot be used.
+        FileNotFoundError: If the photographs or their index are missing.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = Pairs(draw_pairs(folder, pairs, seed))
-    towers = train(folder, drawn, steps, batch_size, learning_rate, seed)
-    weights = folder / WEIGHTS.name
-    _write_weights(towers, weights)
+    if start is not None and photographs is None:
+        msg = f"Expected argument `start` together with `photographs`, but got {start!r} alone."
+        raise ValueError(msg)
+    pictures = [] if photographs is None else read_index(photographs)
+    trained_on = [picture for picture in pictures if picture.is_trained_on]
+    materials = sorted({picture.name for picture in trained_on})
+    if start is None:
+        files = write_pairs(folder / "drawn", pairs, DRAWN_SIZE, seed)
+        schedule = Schedule(steps, 64, 1.5e-3, DRAWN_SIZES, seed)
+        trained = train(folder / "first_round", Pairs(files), schedule)
+        start = str(_write_weights(trained.towers, folder / "first_round" / WEIGHTS.name, ()))
+    if pictures:
+        drawn_pairs = round(photograph_pairs * DRAWN_SHARE)
+        files = [
+            *write_pairs(folder / "pairs", photograph_pairs - drawn_pairs, PHOTOGRAPH_SIZE, seed, trained_on),
+            *write_pairs(folder / "pairs", drawn_pairs, PHOTOGRAPH_SIZE, seed),
+        ]
+        schedule = Schedule(photograph_steps, 24, 8e-4, PHOTOGRAPH_SIZES, seed)
+        trained = train(folder / "second_round", Pairs(files), schedule, start)
+    weights = _write_weights(trained.towers, folder / WEIGHTS.name, materials)
+    adapters = _write_adapters(trained.adapters, weights, folder / ADAPTERS.name, (*AUXILIARY_KINDS, *materials))
     with quietly():
-        _train_and_test_adapters(folder, weights, seed)
+        _test(folder, weights, adapters, pictures, seed)
 
 
-def _write_weights(towers: Towers, path: Path) -> None:
+def _write_weights(towers: Towers, path: Path, materials: Iterable[str]) -> Path:
     """Write the CLIP in half precision. All tokens that occur in no caption get the embedding of the unknown word.
 
     These rows are equal, so the vocabulary of 49,408 tokens hardly adds to the size of the compressed wheel.
     """
     tokenizer = tokenizer_of(BACKBONE)
-    known = torch.unique(tokenizer(vocabulary_sentences()))
+    known = torch.unique(tokenizer(vocabulary_sentences(materials)))
     weights = {name: value.detach().half().contiguous() for name, value in towers.state_dict().items()}
     rows = weights["token_embedding.weight"]
     (unknown,) = tokenizer([UNKNOWN])[0, 1:2]
     weights["token_embedding.weight"] = rows[unknown].repeat(len(rows), 1).index_copy(0, known, rows[known])
     weights["logit_scale"] = torch.tensor(math.log(GREATEST_TEMPERATURE)).half()
-    path.write_bytes(save(weights))
+    return write_file(path, save(weights))
 
 
-def _train_and_test_adapters(folder: Path, weights: Path, seed: int) -> None:
-    """Train adapters on the auxiliary kinds, and print metrics on the held-out kinds and defects."""
-    auxiliary = [
-        write_sample_data(folder / f"auxiliary-{look}", *DATA_SETS["auxiliary"], train=1, test=1, seed=seed + look)
-        for look in range(ADAPTER_LOOKS)
-    ]
-    model = train_adapters(auxiliary, ADAPTER_EPOCHS, seed, folder / "adapters", pretrained=weights)
+def _write_adapters(adapters: StageAdapters, weights: Path, path: Path, trained_on: Sequence[str]) -> Path:
+    """Write the adapters of the pre-training, with their origin."""
+    model = AprilGanModel(BACKBONE, weights)
     # TAG is the name of these weights once they are part of the package.
-    origin = replace(model.model.origin, pretrained=TAG, trained_on=tuple(DATA_SETS["auxiliary"][0]))
-    adapters = write_adapters(folder / ADAPTERS.name, model.model.adapters.state_dict(), origin)
-    for name, defects in (("all defects", tuple(DEFECTS)), ("held-out defects", HELD_OUT_DEFECTS)):
-        root = write_sample_data(folder / name.replace(" ", "_"), HELD_OUT_KINDS, defects, train=16, test=8, seed=seed)
+    origin = replace(model.origin, pretrained=TAG, trained_on=tuple(trained_on))
+    return write_adapters(path, adapters.state_dict(), origin)
+
+
+def _test(folder: Path, weights: Path, adapters: Path, pictures: list[Material], seed: int) -> None:
+    """Print metrics on drawn kinds and photographs that were held out."""
+    defects = tuple(DEFECTS)
+    data_sets = {
+        "drawn kinds": write_sample_data(
+            folder / "held_out_kinds", HELD_OUT_KINDS, defects, train=16, test=8, seed=seed
+        )
+    }
+    if pictures:
+        data_sets["photographs"] = write_held_out_photographs(folder / "held_out_photographs", pictures, seed=seed)
+    for name, root in data_sets.items():
+        categories = sorted(path.parent.name for path in root.glob("*/train"))
         for k_shot in SHOTS:
             results = [
                 evaluate_category(
-                    root, kind, k_shot, seed, folder / "tests", pretrained=weights, adapter=adapters
+                    root, category, k_shot, seed, folder / "tests", pretrained=weights, adapter=adapters
                 ).metrics
-                for kind in HELD_OUT_KINDS
+                for category in categories
             ]
             means = ", ".join(f"{metric} {np.mean([row[metric] for row in results]):.3f}" for metric in METRICS)
-            print(f"held-out kinds, {name}, {k_shot}-shot: {means}")
+            print(f"held-out {name}, {k_shot}-shot: {means}")

@@ -9,7 +9,11 @@ Each is a cross-entropy over similarities of images and captions, as in CLIP (ar
 - twins: each image against both captions of its pair, and each caption against both images of its pair.
 - patches: each patch against both captions of its pair. Its target is the fraction that the defect covers. Patches of
   the last block go through CLIP's final norm and projection. Patches of the stages that APRIL-GAN uses go through
-  linear adapters, which are discarded after pre-training; so every one of these stages learns where defects are.
+  linear adapters; so every one of these stages learns where defects are.
+- distances: each patch of the abnormal image against the nearest patch of a reference image, as in memory banks
+  (arXiv 2305.17382, section 3.3). It is close to it, unless the defect covers it.
+
+Pairs whose defect covers less than a tenth of every patch are left out of contrast and twins: nobody could see it.
 """
 
 import json
@@ -17,7 +21,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax, normalize
+from torch.nn.functional import cross_entropy, log_softmax, logsigmoid, normalize
 
 from anomalib_aprilgan.files.embedded import CONFIG, LAYERS
 from anomalib_aprilgan.method.adapters import StageAdapters
@@ -25,7 +29,15 @@ from anomalib_aprilgan.method.encoders import encode_image, encode_text
 from anomalib_aprilgan.method.towers import Towers
 from anomalib_aprilgan.pretraining.pairs import Batch
 
-__all__ = ["losses"]
+__all__ = ["LOSSES", "losses"]
+
+LOSSES = ("contrast", "twins", "patches", "distances")
+
+LEAST_COVERED = 0.1
+"""Fraction of a patch that a defect covers at least, to be seen in the image."""
+
+STEEPNESS, MIDDLE = 20.0, 0.15
+"""Factor of the distances, and distance that is as likely normal as abnormal."""
 
 BLOCKS = int(json.loads(CONFIG.read_text(encoding="utf-8"))["vision_cfg"]["layers"])
 
@@ -37,7 +49,7 @@ def losses(
     batch: Batch,
     temperature: float,
 ) -> Tensor:
-    """Compute the losses contrast, twins and patches.
+    """Compute the losses contrast, twins, patches and distances.
 
     Args:
         towers: The CLIP.
@@ -47,27 +59,40 @@ def losses(
         temperature: Factor of the cosine similarities.
 
     Returns:
-        The three losses, shape ``(3,)``.
+        The four losses, shape ``(4,)``.
     """
     visual = towers.visual
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(batch.images.device.type, torch.bfloat16):
         embedding, tokens = encode_image(visual, batch.images.flatten(0, 1).contiguous(), range(1, BLOCKS + 1))
         projected = [visual.ln_post(tokens[BLOCKS]) @ visual.proj, *adapters([tokens[stage] for stage in LAYERS])]
+        with torch.no_grad():
+            _, reference_tokens = encode_image(visual, batch.references, LAYERS)
     images = _in_pairs(embedding)  # (B, 2, D)
-    captions = _in_pairs(encode_text(towers, tokenizer(batch.captions)))  # (B, 2, D)
+    token_ids = tokenizer(batch.captions).to(batch.images.device)
+    captions = _in_pairs(encode_text(towers, token_ids))  # (B, 2, D)
 
-    description = 2 * batch.kinds[:, None] + torch.tensor([0, 1])  # (B, 2), equal for the same kind and state
-    named_images, named_captions, named = (x[batch.is_named].flatten(0, 1) for x in (images, captions, description))
+    state = torch.arange(2, device=batch.images.device)
+    description = 2 * batch.kinds[:, None] + state  # (B, 2), equal for the same kind and state
+    is_visible = batch.covered.amax(dim=1) > LEAST_COVERED
+    is_named = batch.is_named & is_visible
+    named_images, named_captions, named = (x[is_named].flatten(0, 1) for x in (images, captions, description))
     contrast = _contrast(named_images, named_captions, named, temperature)
 
-    twins = temperature * images @ captions.mT  # (B, state of the image, state of the caption)
-    states = torch.tensor([0, 1]).repeat(len(twins))
+    visible = is_visible.repeat_interleave(2) / is_visible.sum().clamp(min=1) / 2
+    similarities = temperature * images @ captions.mT  # (B, state of the image, state of the caption)
     of_captions, of_images = (
-        cross_entropy(logits.flatten(0, 1), states, label_smoothing=0.05) for logits in (twins, twins.mT)
+        visible @ cross_entropy(logits.flatten(0, 1), state.repeat(len(logits)), reduction="none", label_smoothing=0.05)
+        for logits in (similarities, similarities.mT)
     )
 
     patches = [_patches(_in_pairs(tokens), captions, batch.covered, temperature) for tokens in projected]
-    return torch.stack([contrast, (of_captions + of_images) / 2, torch.stack(patches).mean()])
+    distances = [
+        _distances(_in_pairs(tokens[stage])[:, 1], normalize(reference_tokens[stage].float(), dim=-1), batch.covered)
+        for stage in LAYERS
+    ]
+    return torch.stack(
+        [contrast, (of_captions + of_images) / 2, torch.stack(patches).mean(), torch.stack(distances).mean()]
+    )
 
 
 def _in_pairs(embeddings: Tensor) -> Tensor:
@@ -76,7 +101,9 @@ def _in_pairs(embeddings: Tensor) -> Tensor:
 
 
 def _contrast(images: Tensor, captions: Tensor, description: Tensor, temperature: float) -> Tensor:
-    """CLIP's loss, shape (), where images and captions match if they have the same description."""
+    """CLIP's loss, shape (), where images and captions match if they have the same description; 0 without any."""
+    if not len(images):
+        return images.sum()
     same = (description[:, None] == description).float()
     target = same / same.sum(dim=1, keepdim=True)
     logits = temperature * images @ captions.T
@@ -84,12 +111,26 @@ def _contrast(images: Tensor, captions: Tensor, description: Tensor, temperature
 
 
 def _patches(patches: Tensor, captions: Tensor, covered: Tensor, temperature: float) -> Tensor:
-    """Loss of patches, shape ``(B, 2, P, D)``, against both captions of their pair; shape ().
-
-    The means over patches with and without defect are added, since the former are rare.
-    """
+    """Loss of patches, shape ``(B, 2, P, D)``, against both captions of their pair; shape ()."""
     log_probabilities = log_softmax(temperature * patches @ captions[:, None].mT, dim=-1)  # (B, 2, P, state)
-    covered = torch.stack([torch.zeros_like(covered), covered], dim=1).clamp(0.02, 0.98)
-    each = -(1 - covered) * log_probabilities[..., 0] - covered * log_probabilities[..., 1]
-    is_covered = covered > 0.3  # noqa: PLR2004
-    return each[is_covered].mean() / 2 + each[~is_covered].mean()
+    return _of_states(log_probabilities, torch.stack([torch.zeros_like(covered), covered], dim=1))
+
+
+def _distances(patches: Tensor, references: Tensor, covered: Tensor) -> Tensor:
+    """Loss of the cosine distances of patches ``(B, P, D)`` to the nearest of ``(B, R, D)``; shape ()."""
+    distances = 1 - (patches @ references.mT).amax(dim=-1)
+    logits = STEEPNESS * (distances - MIDDLE)
+    return _of_states(logsigmoid(torch.stack([-logits, logits], dim=-1)), covered)
+
+
+def _of_states(log_probabilities: Tensor, covered: Tensor) -> Tensor:
+    """Cross-entropy of log probabilities of both states, shape ``(..., 2)``, for patches covered like ``(...)``.
+
+    A patch counts as abnormal by three times the fraction that the defect covers, so that thin lines and pits count
+    too. The means over patches with and without defect are added, since the former are rare.
+    """
+    target = (3 * covered).clamp(0.02, 0.98)
+    each = -(1 - target) * log_probabilities[..., 0] - target * log_probabilities[..., 1]
+    is_covered = target > 0.5  # noqa: PLR2004
+    of_defect = each[is_covered].sum() / is_covered.sum().clamp(min=1)
+    return of_defect / 2 + each[~is_covered].mean()

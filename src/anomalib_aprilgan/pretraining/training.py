@@ -5,24 +5,28 @@
 
 import math
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from numpy.random import default_rng
 from rich.progress import track
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
 from anomalib_aprilgan.files.embedded import BACKBONE, IMAGE_SIZE, LAYERS
+from anomalib_aprilgan.files.whole_files import replacing
 from anomalib_aprilgan.method.adapters import StageAdapters
+from anomalib_aprilgan.method.clip_weights import fingerprint
 from anomalib_aprilgan.method.towers import Towers, build_towers, tokenizer_of
-from anomalib_aprilgan.pretraining.losses import losses
+from anomalib_aprilgan.pretraining.losses import LOSSES, losses
 from anomalib_aprilgan.pretraining.pairs import Pairs
 
-__all__ = ["GREATEST_TEMPERATURE", "train"]
+__all__ = ["GREATEST_TEMPERATURE", "Schedule", "Trained", "train"]
 
-LOSS_WEIGHTS = torch.tensor([0.5, 2.0, 1.5])
-"""Weights of contrast, twins and patches."""
+LOSS_WEIGHTS = (0.5, 2.0, 1.5, 1.0)
+"""Weights of contrast, twins, patches and distances."""
 
 CHECKPOINT_EVERY = 100
 """Steps between checkpoints."""
@@ -35,29 +39,54 @@ LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 14.0, 100.0
 (arXiv 2103.00020); at the end it is 100, which is also APRIL-GAN's factor."""
 
 
-def train(folder: Path, pairs: Pairs, steps: int, batch_size: int, learning_rate: float, seed: int) -> Towers:
-    """Train a CLIP from random weights, or continue from the checkpoint in the folder.
+class Schedule(NamedTuple):
+    """How long and on what a training runs.
+
+    Attributes:
+        steps: Number of steps.
+        batch_size: Pairs per step.
+        learning_rate: Maximum learning rate of AdamW.
+        image_sizes: Heights and widths of the images in pixels; each step takes one at random.
+        seed: Seed of initial weights, batches and image sizes.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    image_sizes: tuple[int, ...]
+    seed: int
+
+
+class Trained(NamedTuple):
+    """Result of a training: the CLIP, and the adapters that read its stages during the training."""
+
+    towers: Towers
+    adapters: StageAdapters
+
+
+def train(folder: Path, pairs: Pairs, schedule: Schedule, start: Path | str | None = None) -> Trained:
+    """Train a CLIP, or continue from the checkpoint in the folder, on a GPU if there is one.
 
     Args:
         folder: Folder of the checkpoint.
         pairs: Training data.
-        steps: Number of steps.
-        batch_size: Pairs per step.
-        learning_rate: Maximum learning rate of AdamW.
-        seed: Seed of initial weights and batches.
+        schedule: Length and settings of the training.
+        start: Weights to start from; random ones by default. Then the temperature rises from 14 to 100, else it is 100.
 
     Returns:
-        The trained CLIP.
+        The trained CLIP and adapters, on the CPU.
 
     Raises:
         ValueError: If the folder holds the checkpoint of a training with other settings.
     """
-    towers = build_towers(BACKBONE, None, IMAGE_SIZE, quick_gelu=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    towers = build_towers(BACKBONE, start, IMAGE_SIZE, quick_gelu=False)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(schedule.seed)
         adapters = StageAdapters(len(LAYERS), towers.visual.conv1.out_channels, towers.visual.output_dim)
     tokenizer = tokenizer_of(BACKBONE)
-    trained = nn.ModuleList([towers, adapters])
+    trained = nn.ModuleList([towers, adapters]).to(device)
     parameters = [weight for name, weight in trained.named_parameters() if name != "0.logit_scale"]
     optimizer = AdamW(
         [
@@ -66,36 +95,49 @@ def train(folder: Path, pairs: Pairs, steps: int, batch_size: int, learning_rate
         ],
         betas=(0.9, 0.98),
     )
-    settings = f"{len(pairs)} pairs, {steps} steps of {batch_size}, learning rate {learning_rate}, seed {seed}"
+    settings = f"{len(pairs)} pairs ({pairs.digest}), {schedule}, starting from weights {fingerprint(towers)}"
     checkpoint = folder / "checkpoint.pt"
     first = _resume(checkpoint, settings, trained, optimizer)
-    recent = torch.zeros(3)
-    for step in track(range(first, steps), "Pre-training", total=steps, completed=first):
+    patch_size = int(towers.visual.conv1.kernel_size[0])
+    weights = torch.tensor(LOSS_WEIGHTS, device=device)
+    recent: list[Tensor] = []
+    for step in track(range(first, schedule.steps), "Pre-training", total=schedule.steps, completed=first):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-        rise = min(1.0, 2 * step / steps)
-        temperature = LEAST_TEMPERATURE * (GREATEST_TEMPERATURE / LEAST_TEMPERATURE) ** rise
-        batch = pairs.batch(batch_size, default_rng([seed, 1, step]))
+            group["lr"] = schedule.learning_rate * _fraction_of_rate(step, schedule.steps)
+        rng = default_rng([schedule.seed, 1, step])
+        size = int(rng.choice(schedule.image_sizes)) if len(schedule.image_sizes) > 1 else schedule.image_sizes[0]
+        batch = pairs.batch(schedule.batch_size, rng, size, patch_size).to(device)
+        temperature = GREATEST_TEMPERATURE if start is not None else _rising_temperature(step / schedule.steps)
         values = losses(towers, adapters, tokenizer, batch, temperature)
         optimizer.zero_grad()
-        torch.autograd.backward((values * LOSS_WEIGHTS).sum())
+        torch.autograd.backward((values * weights).sum())
         clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        recent += values.detach()
-        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
-            contrast, twins, patches = (recent / ((step - first) % CHECKPOINT_EVERY + 1)).tolist()
-            print(f"step {step + 1}: contrast {contrast:.3f}, twins {twins:.3f}, patches {patches:.3f}")
-            recent = torch.zeros(3)
+        recent.append(values.detach().cpu())
+        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == schedule.steps:
+            means = np.mean(torch.stack(recent).numpy(), axis=0).tolist()
+            named = ", ".join(f"{name} {mean:.3f}" for name, mean in zip(LOSSES, means, strict=True))
+            print(f"step {step + 1}: {named}")
+            recent.clear()
             _save(checkpoint, settings, step + 1, trained, optimizer)
-    return towers
+    trained.cpu()
+    return Trained(towers, adapters)
+
+
+def _fraction_of_rate(step: int, steps: int) -> float:
+    """Learning rate of a step, as a fraction of the greatest one."""
+    return min(1, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+
+
+def _rising_temperature(progress: float) -> float:
+    return float(LEAST_TEMPERATURE * (GREATEST_TEMPERATURE / LEAST_TEMPERATURE) ** min(1.0, 2 * progress))
 
 
 def _save(checkpoint: Path, settings: str, steps: int, trained: nn.ModuleList, optimizer: AdamW) -> None:
     """Write a checkpoint; an interruption leaves the previous one as it is."""
-    unfinished = checkpoint.with_suffix(".part")
-    states = {"trained": trained.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save({**states, "steps": steps, "settings": settings}, unfinished)
-    unfinished.replace(checkpoint)
+    states: dict[str, Any] = {"trained": trained.state_dict(), "optimizer": optimizer.state_dict()}
+    with replacing(checkpoint) as unfinished:
+        torch.save({**states, "steps": steps, "settings": settings}, unfinished)
 
 
 def _resume(checkpoint: Path, settings: str, trained: nn.ModuleList, optimizer: AdamW) -> int:
@@ -109,7 +151,7 @@ def _resume(checkpoint: Path, settings: str, trained: nn.ModuleList, optimizer: 
     """
     if not checkpoint.exists():
         return 0
-    state = torch.load(checkpoint, weights_only=True)
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
     if state["settings"] != settings:
         msg = (
             f"Expected {checkpoint} to belong to this training ({settings}), but it belongs to another one "

@@ -26,6 +26,7 @@ __all__ = [
     "KINDS",
     "Pair",
     "Pixels",
+    "draw_scene",
     "render",
     "render_pair",
 ]
@@ -75,7 +76,7 @@ def render(kind: str, look: int, number: int, n: int) -> Pixels:
         The picture in 8 bits, shape ``(n, n, 3)``.
     """
     seed = [look, KINDS.index(kind)]
-    scene = _draw(kind, default_rng(seed), default_rng([*seed, number]), n)
+    scene = draw_scene(kind, default_rng(seed), default_rng([*seed, number]), n)
     rng = default_rng([*seed, number, 0])
     return _Camera(rng, n).take(scene.picture, rng)
 
@@ -97,7 +98,7 @@ def render_pair(kind: str, defect: str, look: int, number: int, n: int) -> Pair:
         ValueError: If the picture is too small for the defect to be seen.
     """
     seed = [look, KINDS.index(kind)]
-    scene = _draw(kind, default_rng(seed), default_rng([*seed, number]), n)
+    scene = draw_scene(kind, default_rng(seed), default_rng([*seed, number]), n)
     rng = default_rng([*seed, number, list(DEFECTS).index(defect) + 1])
     damaged, mask = add_defect(defect, scene, rng)
     camera = _Camera(rng, n)
@@ -105,7 +106,18 @@ def render_pair(kind: str, defect: str, look: int, number: int, n: int) -> Pair:
     return Pair(normal, abnormal, np.asarray(mask * 255, np.uint8))
 
 
-def _draw(kind: str, look: Generator, rng: Generator, n: int) -> Scene:
+def draw_scene(kind: str, look: Generator, rng: Generator, n: int) -> Scene:
+    """Draw a kind before the camera sees it.
+
+    Args:
+        kind: Name from :data:`KINDS`.
+        look: Random generator of everything that the pictures of a category share.
+        rng: Random generator of everything that differs between them.
+        n: Height and width in pixels.
+
+    Returns:
+        The scene.
+    """
     objects = OBJECTS | INVENTED_OBJECTS
     if kind in objects:
         return draw_object(objects[kind], look, rng, n)
