@@ -299,6 +299,21 @@ def test_a_part_of_another_file_is_not_continued(mirror, size):
     assert list(mirror.cached.parent.iterdir()) == [mirror.cached]
 
 
+def test_a_file_of_which_nothing_is_known_is_never_continued(mirror, tmp_path):
+    url, path = f"{mirror.address}/visa_pretrained.pth", tmp_path / "file"
+    mirror.mode = "truncated"
+    with pytest.raises(OSError, match="the transfer ended after"):
+        download(url, path, 10**9, None)
+    assert not path.exists()
+    mirror.mode = ""
+    download(url, path, 10**9, None)
+    assert path.read_bytes() == mirror.content
+    assert mirror.ranges == [None] * 2
+    mirror.stop()
+    download(url, path, 10**9, None)
+    assert list(tmp_path.glob("*file*")) == [path]
+
+
 def test_a_transfer_that_was_complete_is_not_repeated(mirror):
     parts(mirror).parent.mkdir(parents=True)
     parts(mirror).write_bytes(mirror.content)
@@ -316,7 +331,7 @@ def test_a_file_of_any_other_size_is_refused(mirror, monkeypatch, mode):
 def test_a_file_that_does_not_fit_on_the_disk_is_refused(mirror, small_disk):
     mirror.content = bytes(2 << 20)
     with pytest.raises(OSError, match=r"the file has 2 MB, but .*small-disk has only 1 MB left"):
-        download(f"{mirror.address}/visa_pretrained.pth", small_disk / "file", 10**9, lambda _: "")
+        download(f"{mirror.address}/visa_pretrained.pth", small_disk / "file", 10**9, None)
     assert not list(small_disk.iterdir())
 
 

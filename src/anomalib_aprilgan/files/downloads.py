@@ -66,17 +66,17 @@ class MissingFileError(RuntimeError):
         return type(self), (self.reason, *self.files)
 
 
-def download(url: str, path: Path, limit: int, find_fault: Callable[[Path], str]) -> None:
+def download(url: str, path: Path, limit: int, find_fault: Callable[[Path], str] | None) -> None:
     """Download a file. It appears only when it is complete and right.
 
-    A transfer that breaks is continued once. What it has brought until then is kept, so that the next call continues it
-    as well. If several processes need the file, one downloads it, and the others wait.
+    If the file can be checked, a transfer that breaks is continued once, and by the next call. If several processes
+    need the file, one downloads it, and the others wait.
 
     Args:
         url: Its URL.
         path: Where to put it; its folder is made if it is missing.
         limit: Largest size of the file in bytes.
-        find_fault: Says what is wrong with a file; empty if nothing is.
+        find_fault: Says what is wrong with a file; empty if nothing is. ``None`` if nothing is known about the file.
 
     Raises:
         OSError: If no server answers in time, if it stops sending or sends too slowly, if the file is too large, or if
@@ -85,34 +85,43 @@ def download(url: str, path: Path, limit: int, find_fault: Callable[[Path], str]
         ValueError: If the URL is invalid.
     """
     with one_at_a_time(path) as folder:
-        if path.is_file() and not find_fault(path):
+        if path.is_file() and not (find_fault and find_fault(path)):
             return
         part = folder / "part"
-        for attempt in (1, 2):
-            before = _size_of(part)
-            if before and not find_fault(part):  # a process was killed after the transfer
-                break
-            try:
-                _transfer(url, part, limit)
-            except _WrongSizeError:
-                part.unlink(missing_ok=True)
-                raise
-            except (OSError, http.client.HTTPException) as error:
-                is_too_long = isinstance(error, HTTPError) and error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
-                if is_too_long:
-                    part.unlink()
-                if attempt == 1 and (is_too_long or _size_of(part) > before):
-                    logger.info("The transfer broke (%s) and is continued.", error)
-                    continue
-                raise
-            fault = find_fault(part)
-            if not fault:
-                break
-            part.unlink()
-            if attempt == 2 or not before:  # noqa: PLR2004  # else the beginning may be that of another file
-                msg = f"{url} {fault} and was deleted"
-                raise OSError(msg)
+        if find_fault:
+            _complete(url, part, limit, find_fault)
+        else:  # the rest of another file would not be noticed
+            part.unlink(missing_ok=True)
+            _transfer(url, part, limit)
         part.replace(path)
+
+
+def _complete(url: str, part: Path, limit: int, find_fault: Callable[[Path], str]) -> None:
+    """Get what is missing of a file. A transfer that breaks is continued once."""
+    for attempt in (1, 2):
+        before = _size_of(part)
+        if before and not find_fault(part):  # a process was killed after the transfer
+            return
+        try:
+            _transfer(url, part, limit)
+        except _WrongSizeError:
+            part.unlink(missing_ok=True)
+            raise
+        except (OSError, http.client.HTTPException) as error:
+            is_too_long = isinstance(error, HTTPError) and error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+            if is_too_long:
+                part.unlink()
+            if attempt == 1 and (is_too_long or _size_of(part) > before):
+                logger.info("The transfer broke (%s) and is continued.", error)
+                continue
+            raise
+        fault = find_fault(part)
+        if not fault:
+            return
+        part.unlink()
+        if attempt == 2 or not before:  # noqa: PLR2004  # else the beginning may be that of another file
+            msg = f"{url} {fault} and was deleted"
+            raise OSError(msg)
 
 
 class _WrongSizeError(OSError):

@@ -229,10 +229,10 @@ def _sources(backbone: str, tag: str) -> tuple[str, str, list[str], Path]:
 def _download_weights(backbone: str, tag: str) -> Path:
     """Return the file of a tag from open_clip's caches, or download it to them."""
     url, repository, names, cached = _sources(backbone, tag)
+    expected = _sha256_in(url)
 
     def find_fault(path: Path) -> str:
-        expected = _sha256_in(url)
-        found = digest_of(path) if expected else ""
+        found = digest_of(path)
         return "" if found.startswith(expected) else f"has the SHA-256 {found} instead of {expected}..."
 
     try:
@@ -241,8 +241,8 @@ def _download_weights(backbone: str, tag: str) -> Path:
         if not cached.is_absolute():
             msg = "there is no home directory for the cache"
             raise OSError(msg)  # noqa: TRY301
-        if not cached.is_file() or find_fault(cached):
-            download(url, cached, LIMIT, find_fault)
+        if not cached.is_file() or (expected and find_fault(cached)):
+            download(url, cached, LIMIT, find_fault if expected else None)
     except Exception as error:  # network, hub and file system raise errors of many types
         hub = f"https://huggingface.co/{repository}/resolve/main/{names[0]}"
         place = f"at {cached}, or anywhere" if url else "anywhere"
