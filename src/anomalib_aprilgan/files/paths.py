@@ -32,7 +32,7 @@ def checked_path(value: object, argument: str) -> Path:
             raise ValueError(msg)  # noqa: TRY301
         path = path.expanduser()
         path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter: below a file
         return path
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home directory
         shown = text if len(text) < 200 else f"{text[:200]}..."  # noqa: PLR2004
