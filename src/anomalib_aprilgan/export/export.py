@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from anomalib import TaskType
 from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType, ExportType
 from anomalib.models.components.base.export_mixin import ExportMixin
@@ -136,7 +137,7 @@ class Exportable(ExportMixin):
         return export_folder(export_root, ExportType.ONNX) / path.name
 
     @with_short_errors
-    def to_openvino(  # type: ignore[override]  # anomalib's other arguments are in kwargs
+    def to_openvino(
         self,
         export_root: Path | str,
         model_file_name: str = "model",
@@ -144,10 +145,10 @@ class Exportable(ExportMixin):
         compression_type: CompressionType | None = None,
         datamodule: AnomalibDataModule | None = None,
         metric: Metric | None = None,
+        task: TaskType | None = None,
         max_drop: float = 0.01,
         ov_kwargs: dict[str, Any] | None = None,
         onnx_kwargs: dict[str, Any] | None = None,
-        **kwargs: Any,  # noqa: ANN401
     ) -> Path:
         """Export as OpenVINO IR, with :attr:`metadata` as runtime information under ``framework``.
 
@@ -160,10 +161,10 @@ class Exportable(ExportMixin):
             datamodule: Images for the calibration of ``INT8_PTQ`` and ``INT8_ACQ``: the validation split, or the
                 training split if there is none. It also provides class name and reference images that are not set yet.
             metric: Metric that ``INT8_ACQ`` watches. ``None``: F1 of the image labels.
+            task: Not used; it stands here because anomalib's method has it.
             max_drop: Largest decrease of the metric that ``INT8_ACQ`` allows, in [0, 1].
             ov_kwargs: Further arguments of OpenVINO's ``convert_model``.
             onnx_kwargs: Further arguments of ``torch.onnx.export``.
-            **kwargs: Ignored; anomalib's method has an argument ``task``.
 
         Returns:
             The ``.xml`` file. Existing files are replaced only when the new files are complete.
@@ -173,7 +174,7 @@ class Exportable(ExportMixin):
             ValueError: If the compression is unknown, or there are no images for its calibration.
             OSError: If the files cannot be written.
         """
-        del kwargs
+        del task
         if compression_type is not None:
             compression_type = CompressionType(compression_type)
         is_8_bit = compression_type not in {None, CompressionType.FP16}
