@@ -8,6 +8,7 @@ processes, containers and machines may write to one folder: each temporary folde
 file in it tells that its process still lives. The next writer deletes the folders of processes that were killed.
 """
 
+import errno
 import os
 import shutil
 import time
@@ -79,9 +80,8 @@ def replacing(path: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             os.replace(unfinished, path)  # noqa: PTH105  # the one call that tests replace
     except OSError as error:
-        raise OSError(
-            error.errno, f"{error.strerror or error}, so that this file was not written", str(path)
-        ) from error
+        reason = f"{error.strerror or error}, so that this file was not written"
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error  # libraries may give a text alone
 
 
 def write_file(path: Path, content: bytes | str) -> Path:
@@ -106,7 +106,7 @@ def write_file(path: Path, content: bytes | str) -> Path:
 def one_at_a_time(path: Path) -> Iterator[Path]:
     """Let only one thread or process at a time make a file. The others wait, and one goes on where another has stopped.
 
-    Without locks, as on Windows, none waits, and each begins anew.
+    Without locks, as on Windows and some network drives, none waits, and each begins anew in a folder of its own.
 
     Args:
         path: The file; its folder is made if it is missing.
@@ -117,19 +117,19 @@ def one_at_a_time(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If the folder cannot be made.
     """
-    if fcntl is None:
-        with unfinished_folder(path.parent) as folder:
-            yield folder
-        return
     folder = path.with_name(f".{path.name}.parts")
     lock = _wait_for_lock(folder)
+    if lock is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        with unfinished_folder(path.parent) as own:
+            yield own
+        return
     try:
         yield folder
     finally:
         if not any(part.stat().st_size for part in folder.iterdir()):  # the lock's file is empty
             shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+        os.close(lock)
 
 
 def delete_leftovers(parent: Path) -> None:

@@ -46,8 +46,8 @@ def written(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         path.unlink(missing_ok=True)
-        reason = f"{error.strerror or error}; this file was not written"
-        raise OSError(error.errno or errno.EIO, reason, str(path)) from error  # numpy and PIL leave the number out
+        reason = f"{error.strerror or error}, so that this file was not written"
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error  # numpy and PIL give a text alone
 
 
 class OutputFolder:

@@ -176,7 +176,7 @@ class PredictionTable(Callback):
                     rest = rest[table.write(rest) :]
             except OSError as error:
                 table.truncate(before)
-                msg = f"{error.strerror}; the last scores were not written"
+                msg = f"{error.strerror}, so that the last scores were not written"
                 raise OSError(error.errno, msg, str(path)) from error
 
     def _merge(self, trainer: Trainer) -> None:
