@@ -238,6 +238,7 @@ def test_installing_the_hook_twice_adds_one_finder(monkeypatch: pytest.MonkeyPat
         ("import absent_module", "absent_module"),
         ("from sys import absent_name", "absent_name"),
         ("def install():\n    raise RuntimeError('no luck')", "RuntimeError: no luck"),
+        ("def install():\n    raise RuntimeError('no\\nluck')", "RuntimeError: no luck"),
         ("", "install"),
         ("raise SystemExit(3)", "SystemExit: 3"),
         ("class Odd(BaseException):\n    pass\nraise Odd('odd')", "Odd: odd"),
