@@ -253,9 +253,10 @@ def test_a_malformed_product_changes_nothing(
     assert_same(answers(model, images), products["gravel"])
 
 
+@pytest.mark.parametrize("is_plain", [False, True])
 @pytest.mark.parametrize("fault", ["bank", "missing", "shape", "setup"])
-def test_a_malformed_checkpoint_changes_nothing(
-    products, make_lightning_model: MakeModel, images: Tensor, tmp_path: Path, fault: str
+def test_a_malformed_state_changes_nothing(
+    products, make_lightning_model: MakeModel, images: Tensor, tmp_path: Path, fault: str, is_plain: bool
 ) -> None:
     model = make_lightning_model()
     model.switch_to(Product.load(tmp_path / "coins.safetensors"))
@@ -269,8 +270,10 @@ def test_a_malformed_checkpoint_changes_nothing(
     else:
         name = bank if fault == "bank" else "model.adapters.fc.1.weight"
         state[name] = state[name][:-1]
+    if is_plain:
+        state = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
     with pytest.raises(ValueError, match=r"damaged|does not fit"):
-        model.load_state_dict(state)
+        (model.model if is_plain else model).load_state_dict(state)
     assert_same(answers(model, images), products["gravel"])
     assert model.model.class_name == "gravel"
 

@@ -165,8 +165,14 @@ class AdaptedClip(FewShotClip):
             )
             raise ValueError(msg)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401
+        """Load a state, after :meth:`check_state`."""
+        self.check_state(state_dict, strict=strict)
+        return super().load_state_dict(state_dict, strict, assign)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
-        self.check_state(state_dict, prefix, strict=bool(args[1]))
+        """Check a state also if it is loaded as a part of another module's, which looks for missing values itself."""
+        self.check_state(state_dict, prefix, strict=False)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
