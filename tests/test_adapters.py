@@ -22,6 +22,7 @@ ORIGIN = AdapterOrigin(
     quick_gelu=False,
     image_size=224,
     layers=(3, 6),
+    window=0,
     trained_on=("Visa/candle", "Visa/pcb1"),
 )
 
@@ -306,6 +307,7 @@ def test_all_conflicts_are_named():
     [
         ({}, {}),
         ({}, {"image_size": 336}),
+        ({}, {"window": 112}),
         ({}, {"trained_on": ()}),
         ({}, {"pretrained": "/weights/clip.pt"}),
         ({"fingerprint": None, "pretrained": "/weights/clip.pt"}, {}),
@@ -315,6 +317,7 @@ def test_all_conflicts_are_named():
     ids=[
         "the same",
         "another image size",
+        "with windows",
         "seen nothing yet",
         "same weights from a file",
         "trained with a file",

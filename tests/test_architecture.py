@@ -114,7 +114,7 @@ def test_the_method_does_not_import_anomalib() -> None:
 
 
 def test_the_parts_of_the_method_do_not_import_each_other() -> None:
-    boxes = {f"method.{name}" for name in ("adapters", "memory_bank", "scoring", "losses", "prompts")}
+    boxes = {f"method.{name}" for name in ("adapters", "memory_bank", "scoring", "windows", "losses", "prompts")}
     assert not {box: OURS[box] for box in boxes if OURS[box]}
 
 

@@ -114,6 +114,8 @@ def test_only_what_is_missing_is_named(predict, without_files, official_adapter,
     [
         (("--model.learning_rate", "-1"), "`learning_rate`"),
         (("--model.image_size", "97"), "`image_size`"),
+        (("--model.window", "100"), "`window`"),
+        (("--model.window", "96", "--model.image_size", "96"), "`window`"),
         (("--model.k_shot", "1", "--model.few_shot_source", "absent"), "`few_shot_source`"),
         (("--model.k_shot", "1"), "k_shot=1"),
         (("--model.adapter", "absent.pth"), "absent.pth"),

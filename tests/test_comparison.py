@@ -401,6 +401,15 @@ def test_missing_data_are_found_before_the_first_run(
     assert not (tmp_path / "comparison").exists()
 
 
+def test_models_with_and_without_windows_are_compared(run: Callable[..., pd.DataFrame]) -> None:
+    windowed = {"class_path": "AprilGan", "init_args": {"backbone": "ViT-demo", "window": 48}}
+    table = run(models={"whole": APRILGAN, "windows": windowed}, shots=[1]).set_index("model")
+    assert set(table.status) == {"done"}
+    assert table.settings["whole"] != table.settings["windows"]
+    assert '"window": 48' in table.arguments["windows"]
+    assert table.pixel_AUROC["whole"] != table.pixel_AUROC["windows"]
+
+
 def test_missing_weights_are_found_before_the_first_run(
     run: Callable[..., pd.DataFrame], tmp_path: Path, clip_weights: Path
 ) -> None:

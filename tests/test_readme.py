@@ -73,6 +73,8 @@ def small(command: str, clip_weights: Path, adapter: Path) -> list[str]:
     model = {"backbone": "golden-vit", "pretrained": clip_weights, "image_size": 64, "layers": "[2,4]"}
     if ("--model.adapter" not in arguments and verb != "fit") or "Folder" in arguments:
         model["adapter"] = adapter
+    if "--model.window" in arguments:
+        model["window"] = 32
     extra = [f"--model.{name}={value}" for name, value in model.items()]
     extra += ["--trainer.accelerator=cpu"]
     if verb == "fit" and "Folder" not in arguments:

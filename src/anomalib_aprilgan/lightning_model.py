@@ -58,8 +58,9 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
             checkpoint, else ``"ViT-L-14-336"``.
         pretrained: Tag of open_clip, path of a CLIP state dict, or ``None`` for random weights. ``"auto"``: those of
             the checkpoint, else OpenAI's, or with ViT-demo its own.
-        image_size: Height and width of the images in pixels; a multiple of the patch size. Default: that of the
-            checkpoint, else 518 for ViT-L-14-336, else the size that the backbone was made for.
+        image_size: Height and width of the images in pixels; without windows a multiple of the patch size. Default:
+            that of the checkpoint, else twice the window, else 518 for ViT-L-14-336, else the size that the backbone
+            was made for.
         layers: Stages that get an adapter: blocks of the image tower, counted from 1, in rising order. Default: those
             of the checkpoint, else four evenly spaced ones, for ViT-L-14-336 the paper's (6, 12, 18, 24).
         reference_layers: Stages that are kept in memory banks. Default: those of the checkpoint, else the same as
@@ -76,6 +77,9 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
             normal images of the datamodule's training split.
         learning_rate: Learning rate of Adam, for the adapters.
         method: Switches for ablation studies. Default: those of the checkpoint, else the paper's method.
+        window: Height and width in pixels of the windows that images are cut into, for defects that are small in large
+            photographs; a multiple of the patch size and smaller than ``image_size``. 0: whole images. Default: as the
+            checkpoint, else 0.
         pre_processor: anomalib's component; ``True`` for the default (8-bit resizing, CLIP's normalisation).
         post_processor: anomalib's component; ``True`` for the default.
         evaluator: anomalib's component; ``True`` for the default (the paper's seven metrics; in validations of a
@@ -115,6 +119,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         few_shot_source: str | Path | None = None,
         learning_rate: float = 1e-3,
         method: MethodOptions | None = None,
+        window: int | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -129,7 +134,12 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         if on_bad_image not in {"error", "skip"}:
             msg = f"Expected argument `on_bad_image` to be 'error' or 'skip', but got {on_bad_image!r}."
             raise ValueError(msg)
-        others: dict[str, Any] = {"image_size": image_size, "layers": layers, "quick_gelu": quick_gelu}
+        others: dict[str, Any] = {
+            "image_size": image_size,
+            "layers": layers,
+            "quick_gelu": quick_gelu,
+            "window": window,
+        }
         blueprint = Blueprint(backbone, pretrained, method, reference_layers=reference_layers, **others)
         super().__init__(
             pre_processor=(

@@ -3,7 +3,7 @@
 
 """APRIL-GAN in plain torch: :meth:`AprilGanModel.forward` follows the figure of the paper (arXiv 2305.17382)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -39,8 +39,8 @@ class AprilGanModel(AdaptedClip):
             ``open_clip.add_model_config``, or ``"ViT-demo"`` for the small CLIP in this package.
         pretrained: Tag of open_clip, path of a CLIP state dict, ``None`` for random weights, or ``"auto"`` for OpenAI's
             weights (with ViT-demo: its own).
-        image_size: Height and width of the images in pixels, a multiple of the patch size. ``None``: 518 for
-            ViT-L-14-336 as in the paper, otherwise the size that the backbone was made for.
+        image_size: Height and width of the images in pixels, without windows a multiple of the patch size. ``None``:
+            518 for ViT-L-14-336 as in the paper, otherwise the size that the backbone was made for.
         layers: Stages with an adapter: blocks of the image tower, counted from 1, in rising order. ``None``: four
             evenly spaced blocks, for ViT-L-14-336 (6, 12, 18, 24) as in the paper.
         reference_layers: Stages that are kept in memory banks. ``None``: the same as ``layers`` (with ViT-demo: all).
@@ -49,6 +49,8 @@ class AprilGanModel(AdaptedClip):
         adapter: ``"visa"`` or ``"mvtec"`` (published, trained on that data set), ``"demo"`` (for ViT-demo), path of an
             adapter file, or ``None`` for fresh adapters.
         method: Options for ablation studies.
+        window: Height and width in pixels of the windows that images are cut into, a multiple of the patch size and
+            smaller than ``image_size``, whose default is then twice the window. ``None`` or 0: whole images.
 
     Attributes:
         state: The current setup: class, memory banks, calibration and setup record. Before calibration, the map's
@@ -76,9 +78,10 @@ class AprilGanModel(AdaptedClip):
         quick_gelu: bool = False,
         adapter: str | Path | None = None,
         method: MethodOptions | None = None,
+        window: int | None = None,
     ) -> None:
         method = method or MethodOptions()
-        architecture = Architecture.of(backbone, pretrained, image_size, layers, reference_layers, quick_gelu)
+        architecture = Architecture.of(backbone, pretrained, image_size, layers, reference_layers, quick_gelu, window)
         map_stages = method.chosen_stages(architecture.layers)
         super().__init__(architecture, method)
         self.map_stages = map_stages
@@ -124,16 +127,27 @@ class AprilGanModel(AdaptedClip):
         if text_features is None:
             self._require_class()
             text_features = tensors.text_features
+        if not self.map_stages and not tensors.is_few_shot:
+            msg = "With map_stages=() the map needs memory banks, but they are empty. Set up reference images first."
+            raise RuntimeError(msg)
+        predictions: Iterable[tuple[Tensor, Tensor]]
+        if torch.compiler.is_compiling():  # all views in one pass: a graph would hold the tower once per pass
+            together = torch.cat(list(self.windows.views(images)))
+            parts = self._predict_view(together, tensors, text_features)
+            predictions = zip(*(part.reshape(len(self.windows), -1, *part.shape[1:]) for part in parts), strict=True)
+        else:  # one pass for each view, which limits memory
+            predictions = (self._predict_view(view, tensors, text_features) for view in self.windows.views(images))
+        return RawPrediction(*self.windows.merge(predictions))
+
+    def _predict_view(self, images: Tensor, tensors: SetupTensors, text_features: Tensor) -> RawPrediction:
+        """Compute the predictions of one pass through the image tower."""
         embedding, tokens = self.clip.encode_image(images, {*self.layers, *self.reference_layers})
         with full_precision(images.device):
             probability = abnormal_probability(embedding.to(text_features.dtype), text_features)
             maps = [self._zero_shot_map(tokens, text_features)] if self.map_stages else []
             if tensors.is_few_shot:
                 maps.append(self._few_shot_map(tokens, tensors.reference_tokens))
-        if not maps:
-            msg = "With map_stages=() the map needs memory banks, but they are empty. Set up reference images first."
-            raise RuntimeError(msg)
-        return RawPrediction(probability, torch.stack(maps).sum(dim=0))
+            return RawPrediction(probability, torch.stack(maps).sum(dim=0))
 
     def image_score(self, raw: RawPrediction, tensors: SetupTensors) -> Tensor:
         """Compute image scores, shape ``(N,)``, from zero-shot scores and, with references, map maxima."""
@@ -143,20 +157,21 @@ class AprilGanModel(AdaptedClip):
         """Compute the maps for the training loss. Only the adapters receive gradients.
 
         Args:
-            images: Pre-processed images of shape ``(N, 3, image_size, image_size)``.
+            images: Pre-processed images of shape ``(N, 3, image_size, image_size)``; with windows, views of images, of
+                shape ``(N, 3, window, window)``.
             text_features: Text features of shape ``(2, D)``, or ``(N, 2, D)`` if each image has its own class.
 
         Returns:
-            Per stage, the probabilities of both states, shape ``(N, 2, image_size, image_size)``.
+            Per stage, the probabilities of both states, shape ``(N, 2, H, W)`` with height and width of the images.
         """
-        images = self._checked("images", images)
+        images = self._checked("images", images, self.architecture.tower_size)
         tokens = self.clip.encode_image(images, self.layers).tokens
         with full_precision(images.device):
             return self._stage_maps(tokens, text_features, self.layers)
 
     def _stage_maps(self, tokens: Mapping[int, Tensor], text_features: Tensor, stages: Sequence[int]) -> list[Tensor]:
         adapted = dict(zip(self.layers, self.adapters([tokens[layer] for layer in self.layers]), strict=True))
-        return [stage_probabilities(adapted[stage], text_features, self.image_size) for stage in stages]
+        return [stage_probabilities(adapted[stage], text_features, self.windows.size) for stage in stages]
 
     def _zero_shot_map(self, tokens: Mapping[int, Tensor], text_features: Tensor) -> Tensor:
         maps = self._stage_maps(tokens, text_features, self.map_stages)
@@ -165,7 +180,7 @@ class AprilGanModel(AdaptedClip):
     def _few_shot_map(self, tokens: Mapping[int, Tensor], reference_tokens: Sequence[Tensor]) -> Tensor:
         stages = zip(self.reference_layers, reference_tokens, strict=True)
         distances = torch.stack([nearest_distances(tokens[layer], bank) for layer, bank in stages], dim=1)  # (N, R, P)
-        return upsample(distances, self.image_size).sum(dim=1) / self._divisor
+        return upsample(distances, self.windows.size).sum(dim=1) / self._divisor
 
     @property
     def _divisor(self) -> int:

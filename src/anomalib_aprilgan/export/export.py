@@ -71,6 +71,7 @@ class Exportable(ExportMixin):
             "k_shot": model.k_shot,
             "reference_files": model.reference_files,
             "image_size": model.image_size,
+            "window": model.architecture.window,
             **{f"clip_{name}": value for name, value in model.origin.to_dict().items() if name in CLIP_FIELDS},
             "layers": model.layers,
             "reference_layers": model.reference_layers,

@@ -40,7 +40,7 @@ class Product:
         facts: Plain data of the state dict: setup record, stages, and description of the model.
         options: Options of the post-processor, for example its sensitivities.
         calibrated_with: Parts of the model that the calibration depends on: adapters, stages, prompts, image size,
-            post-processor.
+            window, post-processor.
     """
 
     tensors: Mapping[str, Tensor]
@@ -207,6 +207,7 @@ def _calibrated_with(model: CalibratedModel) -> dict[str, Any]:
         "map_stages": list(model.model.map_stages),
         "prompts": model.model.method.prompts,
         "image_size": model.model.image_size,
+        "window": model.model.architecture.window,
         "post_processor": type(model.post_processor).__name__,
     }
 

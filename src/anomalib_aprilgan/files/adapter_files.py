@@ -75,8 +75,13 @@ def refuse_foreign_state(
     stages = tuple(extra_state["reference_layers"])
     if stages != reference_layers:
         conflicts.append(f"reference_layers {stages} against the model's {reference_layers}")
-    if extra_state["k_shot"] and origin.image_size != model.image_size:
-        conflicts.append(f"memory banks of image_size {origin.image_size} against the model's {model.image_size}")
+    theirs, ours = ({"image_size": one.image_size, "window": one.window or 0} for one in (origin, model))
+    if extra_state["k_shot"]:
+        conflicts += [
+            f"memory banks of {name} {value} against the model's {ours[name]}"
+            for name, value in theirs.items()
+            if value != ours[name]
+        ]
     _raise_if_any(conflicts, subject, origin, model)
 
 

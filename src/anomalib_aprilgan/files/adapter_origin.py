@@ -22,6 +22,7 @@ class AdapterOrigin:
         quick_gelu: Whether CLIP used QuickGELU.
         image_size: Height and width of the training images in pixels.
         layers: Stages, counted from 1.
+        window: Height and width of the windows that the training images were cut into, in pixels; 0 for whole images.
         trained_on: Data sets, or data sets and categories, that the adapters were trained on.
     """
 
@@ -31,12 +32,13 @@ class AdapterOrigin:
     quick_gelu: bool | None = None
     image_size: int | None = None
     layers: tuple[int, ...] | None = None
+    window: int | None = None
     trained_on: tuple[str, ...] = field(default=())
 
     def conflicts_with(self, model: "AdapterOrigin") -> list[str]:
         """List the reasons why the adapters do not fit a model.
 
-        The image size may differ, because an adapter maps each token separately.
+        Image size and window may differ, because an adapter maps each token separately.
 
         Args:
             model: Description of the model: backbone, weights, activation, stages.

@@ -108,24 +108,28 @@ def saved_architecture(extra_state: Mapping[str, Any]) -> dict[str, Any]:
     names = ("backbone", "pretrained", "image_size", "layers", "quick_gelu")
     return {
         **{name: getattr(origin, name) for name in names},
+        "window": origin.window or 0,
         "reference_layers": tuple(extra_state["reference_layers"]),
         "method": MethodOptions(**extra_state["method"]),
     }
 
 
 def is_calibrated_for(state_dict: Mapping[str, Any], module: AnomalibModule) -> bool:
-    """Whether the calibration in a saved state holds for a model: its scores depend on image size and method options.
+    """Whether the calibration in a saved state holds for a model.
+
+    Scores depend on image size, window and method options.
 
     Args:
         state_dict: The saved state.
-        module: The model, whose architecture is that of the state except for the image size.
+        module: The model, whose architecture is that of the state except for image size and window.
     """
     extra_state = state_dict.get(STATE_KEY)
     has_thresholds = module.post_processor is None or any(name.startswith(POST_PROCESSOR) for name in state_dict)
     if extra_state is None or not has_thresholds:
         return False
     saved, model = saved_architecture(extra_state), cast("AprilGanModel", module.model)
-    return (saved["image_size"], saved["method"]) == (model.image_size, model.method)
+    theirs = (saved["image_size"], saved["window"], saved["method"])
+    return theirs == (model.image_size, model.architecture.window, model.method)
 
 
 def without_metrics(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

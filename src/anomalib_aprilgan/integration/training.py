@@ -6,6 +6,7 @@
 import logging
 from typing import Any, cast
 
+import torch
 from anomalib.data import AnomalibDataModule, Batch
 from lightning.pytorch import Trainer
 from torch import Tensor
@@ -104,7 +105,7 @@ def class_of_training(class_name: str | None, datamodule: AnomalibDataModule | N
 
 
 def compute_loss(model: AprilGanModel, batch: Batch[Any], text_features: Tensor) -> Tensor:
-    """Compute focal plus dice loss, summed over the stages.
+    """Compute focal plus dice loss, summed over the stages: the mean over the views of the images.
 
     Args:
         model: The model.
@@ -117,5 +118,7 @@ def compute_loss(model: AprilGanModel, batch: Batch[Any], text_features: Tensor)
     if batch.gt_mask is None:
         msg = "Expected training images with masks, but got none. Train on an AuxiliaryDataModule with masks."
         raise ValueError(msg)
-    stages = model.stage_maps(cast("Tensor", batch.image), text_features)
-    return adapter_loss(stages, batch.gt_mask.as_subclass(Tensor))
+    images, masks = cast("Tensor", batch.image), batch.gt_mask.as_subclass(Tensor).float()
+    views = zip(model.windows.views(images), model.windows.views(masks), strict=True)
+    losses = [adapter_loss(model.stage_maps(view, text_features), mask > 0.5) for view, mask in views]  # noqa: PLR2004
+    return torch.stack(losses).mean()

@@ -49,6 +49,7 @@ class AdaptedClip(FewShotClip):
             quick_gelu=self.clip.quick_gelu,
             image_size=self.image_size,
             layers=self.layers,
+            window=self.architecture.window,
             trained_on=self.trained_on,
         )
 

@@ -34,6 +34,7 @@ class Architecture:
         layers: Stages that have an adapter, counted from 1.
         reference_layers: Stages that are kept in memory banks.
         quick_gelu: Whether CLIP uses QuickGELU instead of GELU.
+        window: Height and width of the windows that images are cut into, in pixels; 0 for whole images.
     """
 
     backbone: str
@@ -42,6 +43,12 @@ class Architecture:
     layers: tuple[int, ...]
     reference_layers: tuple[int, ...]
     quick_gelu: bool
+    window: int = 0
+
+    @property
+    def tower_size(self) -> int:
+        """Height and width of the image tower's input in pixels."""
+        return self.window or self.image_size
 
     @classmethod
     def of(
@@ -52,12 +59,13 @@ class Architecture:
         layers: Sequence[int] | None = None,
         reference_layers: Sequence[int] | None = None,
         quick_gelu: bool = False,
+        window: int | None = None,
     ) -> "Architecture":
         """Check the arguments of a model and fill in the defaults of the backbone.
 
         The default image size is 518 px for ViT-L-14-336 (section 4.1), and otherwise the size that the backbone was
-        made for. The default stages are four evenly spaced blocks; the last one is the last block of the tower.
-        ViT-demo has defaults of its own, see :mod:`anomalib_aprilgan.files.embedded`.
+        made for; with windows, it is twice their size. The default stages are four evenly spaced blocks; the last one
+        is the last block of the tower. ViT-demo has defaults of its own, see :mod:`anomalib_aprilgan.files.embedded`.
 
         Args:
             backbone: Name of an open_clip architecture.
@@ -66,15 +74,19 @@ class Architecture:
             layers: Stages that get an adapter.
             reference_layers: Stages that are kept in memory banks.
             quick_gelu: Use QuickGELU instead of GELU.
+            window: Height and width of the windows in pixels; ``None`` or 0 for whole images.
 
         Raises:
-            ValueError: If the backbone or a stage is invalid; the message names the argument.
+            ValueError: If the backbone, the window or a stage is invalid; the message names the argument.
         """
         is_embedded = backbone == embedded.BACKBONE
         blocks = number_of_blocks(backbone)
         if pretrained == AUTO:
             pretrained = embedded.TAG if is_embedded else "openai"
-        if image_size is None:
+        window = _checked_window(window or 0, image_size)
+        if image_size is None and window:
+            image_size = 2 * window
+        elif image_size is None:
             own_size = PAPER_IMAGE_SIZE if backbone == DEFAULT_BACKBONE else native_image_size(backbone)
             image_size = embedded.IMAGE_SIZE if is_embedded else own_size
         if reference_layers is None and is_embedded:
@@ -93,7 +105,22 @@ class Architecture:
                 else _checked_stages("reference_layers", reference_layers, backbone, blocks)
             ),
             quick_gelu=quick_gelu,
+            window=window,
         )
+
+
+def _checked_window(window: int, image_size: int | None) -> int:
+    """Return the size of the windows, after checking that they are smaller than the images."""
+    if not isinstance(window, int) or window < 0:
+        msg = f"Expected argument `window` to be a number of pixels, or 0 for whole images, but got {window!r}."
+        raise ValueError(msg)
+    if window and image_size is not None and not (isinstance(image_size, int) and image_size > window):
+        msg = (
+            f"Expected argument `window` to be smaller than image_size={image_size!r}, but got {window}. Raise "
+            f"`image_size`, for instance to {2 * window}, or pass window=0 for whole images."
+        )
+        raise ValueError(msg)
+    return window
 
 
 def _evenly_spaced(blocks: int) -> tuple[int, ...]:

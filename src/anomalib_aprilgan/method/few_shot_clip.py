@@ -16,6 +16,8 @@ from anomalib_aprilgan.method.options import Prompts
 from anomalib_aprilgan.method.setup import References
 from anomalib_aprilgan.method.setup_state import SetupState
 from anomalib_aprilgan.method.text_features import TextFeatures
+from anomalib_aprilgan.method.towers import patch_grid
+from anomalib_aprilgan.method.windows import Windows
 
 __all__ = ["FewShotClip"]
 
@@ -31,6 +33,7 @@ class FewShotClip(nn.Module):
         prompts: ``"ensemble"`` for the prompt ensemble, ``"single"`` for one sentence per state.
 
     Attributes:
+        windows: Cuts images into views, each of which is one pass through the image tower.
         state: The current setup: text features, memory banks, calibration and setup record. Before calibration, the
             map's maximum is scaled with the smallest and the largest possible value.
     """
@@ -42,12 +45,15 @@ class FewShotClip(nn.Module):
         self.image_size = architecture.image_size
         self.layers = architecture.layers
         self.reference_layers = architecture.reference_layers
+        if architecture.window:
+            patch_grid(architecture.backbone, architecture.window, "window")  # checks it
         self.clip = Clip(
             architecture.backbone,
             architecture.pretrained,
-            architecture.image_size,
+            architecture.tower_size,
             quick_gelu=architecture.quick_gelu,
         )
+        self.windows = Windows(architecture.image_size, architecture.tower_size)
         self.state = SetupState(self.clip.embed_dim, self.clip.width, len(architecture.reference_layers))
         self._text = TextFeatures(prompts)
 
@@ -89,7 +95,7 @@ class FewShotClip(nn.Module):
     @property
     def k_shot(self) -> int:
         """Number of reference images in the memory banks."""
-        return len(self.state.banks[0]) // self.clip.num_patches
+        return len(self.state.banks[0]) // (len(self.windows) * self.clip.num_patches)
 
     @property
     def largest_map_value(self) -> float:
@@ -149,13 +155,15 @@ class FewShotClip(nn.Module):
         return self._text.of_classes(class_names, self.clip).to(self.text_features)
 
     def encode_references(self, images: Tensor) -> list[Tensor]:
-        """Encode reference images one by one, which limits memory to the activations of one image (section 3.3).
+        """Encode reference images one view after the other, which limits memory to the activations of one view.
+
+        The patch tokens of an image are those of all its views (section 3.3).
 
         Args:
             images: Pre-processed images of shape ``(K, 3, image_size, image_size)``.
 
         Returns:
-            Per reference stage, patch tokens of shape ``(K, P, width)``.
+            Per reference stage, patch tokens of shape ``(K, P, width)``; ``P`` counts the patches of all views.
 
         Raises:
             ValueError: If the images have another shape or are not normalised.
@@ -163,8 +171,10 @@ class FewShotClip(nn.Module):
         images = self._checked("reference_images", images)
         with torch.inference_mode(mode=False), torch.no_grad():
             images = images.to(self.text_features)
-            tokens = [self.clip.encode_image(image[None], self.reference_layers).tokens for image in images]
-            return [torch.cat([image[layer] for image in tokens]) for layer in self.reference_layers]
+            views = (view for image in images for view in self.windows.views(image[None]))
+            tokens = [self.clip.encode_image(view, self.reference_layers).tokens for view in views]
+            stages = [torch.cat([view[layer] for view in tokens]) for layer in self.reference_layers]
+            return [stage.reshape(len(images), -1, self.clip.width) for stage in stages]
 
     def calibrate(self, minimum: float | Tensor, maximum: float | Tensor) -> None:
         """Set the range for the scaling of the few-shot map's maximum, see :meth:`SetupState.calibrate`."""
@@ -174,9 +184,10 @@ class FewShotClip(nn.Module):
         """Set the range to the smallest and the largest possible value of an anomaly map."""
         self.state.calibrate(0.0, self.largest_map_value)
 
-    def _checked(self, name: str, images: Tensor) -> Tensor:
+    def _checked(self, name: str, images: Tensor, size: int | None = None) -> Tensor:
         """Check images and convert them to the model's precision. Exported graphs contain nothing of that."""
-        expected = (3, self.image_size, self.image_size)
+        size = size or self.image_size
+        expected = (3, size, size)
         is_tensor = isinstance(images, Tensor)
         if not is_tensor or images.ndim != 4 or images.shape[0] == 0 or tuple(images.shape[1:]) != expected:  # noqa: PLR2004
             got = f"shape {tuple(images.shape)}" if is_tensor else type(images).__name__

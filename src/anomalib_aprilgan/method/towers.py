@@ -30,6 +30,7 @@ __all__ = [
     "cached_weights",
     "native_image_size",
     "number_of_blocks",
+    "patch_grid",
     "runs_batch_first",
     "tokenizer_of",
     "uses_quick_gelu",
@@ -61,7 +62,7 @@ def build_towers(backbone: str, pretrained: str | Path | None, image_size: int, 
         MissingFileError: If the weights cannot be downloaded.
     """
     config = _architecture(backbone)
-    grid = _grid(backbone, int(config["vision_cfg"]["patch_size"]), image_size)
+    grid = patch_grid(backbone, image_size)
     config["quick_gelu"] = bool(config.get("quick_gelu")) or quick_gelu
     weights = _load_weights(backbone, pretrained) if pretrained is not None else None
     towers = _build(config)
@@ -101,6 +102,28 @@ def number_of_blocks(backbone: str) -> int:
     return int(_architecture(backbone)["vision_cfg"].get("layers", 12))
 
 
+def patch_grid(backbone: str, size: int, argument: str = "image_size") -> int:
+    """Return the number of patches along each side of an image.
+
+    Args:
+        backbone: Name of an open_clip architecture.
+        size: Height and width of the image in pixels.
+        argument: Name of the argument that holds the size, for the message.
+
+    Raises:
+        ValueError: If the patch size does not divide the size.
+    """
+    patch_size = int(_architecture(backbone)["vision_cfg"]["patch_size"])
+    if not isinstance(size, int) or size <= 0 or size % patch_size:
+        lower = max(size // patch_size, 1) * patch_size if isinstance(size, int) else 16 * patch_size
+        msg = (
+            f"Expected argument `{argument}` to be a multiple of the patch size {patch_size} of {backbone}, but got "
+            f"{size!r}. Use for example {lower} or {lower + patch_size}."
+        )
+        raise ValueError(msg)
+    return size // patch_size
+
+
 def _architecture(backbone: str) -> dict[str, Any]:
     """Return the configuration of an architecture, after checking that its image tower is a standard ViT."""
     known = open_clip.list_models()
@@ -131,18 +154,6 @@ def _architecture(backbone: str) -> dict[str, Any]:
         "ViT-L-14-336."
     )
     raise ValueError(msg)
-
-
-def _grid(backbone: str, patch_size: int, image_size: int) -> int:
-    """Return the number of patches along each side of an image."""
-    if not isinstance(image_size, int) or image_size <= 0 or image_size % patch_size:
-        lower = max(image_size // patch_size, 1) * patch_size if isinstance(image_size, int) else 16 * patch_size
-        msg = (
-            f"Expected argument `image_size` to be a multiple of the patch size {patch_size} of {backbone}, but got "
-            f"{image_size!r}. Use for example {lower} or {lower + patch_size}."
-        )
-        raise ValueError(msg)
-    return image_size // patch_size
 
 
 def _build(config: dict[str, Any]) -> Towers:
