@@ -10,9 +10,9 @@ finder removes itself, lets the import run, and calls :func:`register`.
 This module serves the package anomalib-aprilgan alone. Remove it, with its ``.pth`` file, once anomalib itself loads
 the entry-point groups ``anomalib.models`` and ``anomalib.data``: ``pyproject.toml`` announces the classes there.
 
-Until ``anomalib.models`` is imported, this module imports nothing that Python has not loaded anyway. It never raises:
-if a class cannot be imported, a warning names it. It lies outside the package, so that a damaged or partly removed
-package breaks neither Python nor torch nor anomalib.
+Until ``anomalib.models`` is imported, this module imports nothing that Python has not loaded anyway. It never raises an
+error: if a class cannot be imported, a warning names it. It lies outside the package, so that a damaged or partly
+removed package breaks neither Python nor torch nor anomalib.
 
 The environment variable ``ANOMALIB_APRILGAN_AUTOLOAD=0`` switches it off. ``ANOMALIB_APRILGAN_VERBOSE=1`` shows all
 messages of anomalib's command, some of which are otherwise dropped if it runs ``AprilGan``.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-__all__ = ["install", "is_quiet_command", "register"]
+__all__ = ["WithoutTelemetry", "install", "is_quiet_command", "register"]
 
 SWITCH = "ANOMALIB_APRILGAN_AUTOLOAD"
 VERBOSE = "ANOMALIB_APRILGAN_VERBOSE"
@@ -41,6 +41,12 @@ CLASSES = (
     ("anomalib.data", "AuxiliaryDataModule", f"{PACKAGE}.datamodule"),
 )
 """Module of anomalib, name of the class, our module that defines it: the entry points in ``pyproject.toml``."""
+
+TELEMETRY_SWITCHES = {"CI": "true", "NNCF_CI": "1"}
+"""Environment variables that switch off the telemetry of OpenVINO and nncf, and their values."""
+
+LARGEST_CONFIG = 1 << 20
+"""Bytes of the largest configuration file that is searched for the name of the model."""
 
 _warned_of: set[str] = set()
 """Classes whose failure has been reported. `register` may run within itself, at the end of ``lightning_model``."""
@@ -66,7 +72,6 @@ def register() -> None:
     A class is skipped if anomalib has an attribute of its name already, and while its own module is being imported;
     ``lightning_model`` therefore calls this function at its end.
     """
-    import warnings  # noqa: PLC0415
     from importlib import import_module  # noqa: PLC0415
 
     for host_name, class_name, module_name in CLASSES:
@@ -75,13 +80,14 @@ def register() -> None:
             continue
         try:
             setattr(host, class_name, getattr(import_module(module_name), class_name))
-        except Exception as error:  # whatever is wrong with this package, anomalib must still work
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever is wrong with this package, anomalib must still work
             if class_name not in _warned_of:
                 _warned_of.add(class_name)
-                warnings.warn(
+                _warn(
                     f"anomalib works without {class_name!r}: {module_name} cannot be imported "
-                    f"({type(error).__name__}: {error}). Reinstall anomalib-aprilgan, or set {SWITCH}=0.",
-                    stacklevel=2,
+                    f"({type(error).__name__}: {error}). Reinstall anomalib-aprilgan, or set {SWITCH}=0."
                 )
             continue
         allowed_modules = getattr(host, "ALLOWED_MODULES", None)
@@ -89,18 +95,82 @@ def register() -> None:
             allowed_modules.add(PACKAGE)
 
 
+def _warn(message: str) -> None:
+    """Warn, even where warnings are errors: they would end the import of anomalib."""
+    import warnings  # noqa: PLC0415
+
+    try:
+        warnings.warn(message, stacklevel=3)
+    except UserWarning:
+        print(message, file=sys.stderr)  # noqa: T201
+
+
 def is_quiet_command() -> bool:
     """Whether this process is anomalib's command, and the user has not asked for all messages."""
-    program = getattr(sys, "argv", [""])[0].replace("\\", "/").rpartition("/")[2]
-    return program.partition(".")[0] == "anomalib" and os.environ.get(VERBOSE, "0") in {"", "0"}
+    return _is_command() and os.environ.get(VERBOSE, "0") in {"", "0"}
 
 
-def _drop_warnings_of_imports() -> None:
-    """Drop the warnings about old modules that anomalib's models raise on import, if the command names AprilGan."""
-    if is_quiet_command() and any("AprilGan" in argument for argument in sys.argv):
+class WithoutTelemetry:
+    """Switches off the telemetry of OpenVINO and nncf within a ``with`` block, unless the user has decided about it.
+
+    Both send usage data to Google's servers, as soon as they are imported. The user decides by OpenVINO's command
+    ``opt_in_out``, or by setting the variables of ``TELEMETRY_SWITCHES`` to any value.
+    """
+
+    def __enter__(self) -> None:
+        from pathlib import Path  # noqa: PLC0415
+
+        home = os.environ.get("LOCALAPPDATA") if os.name == "nt" else os.environ.get("HOME")
+        folder = "Intel Corporation" if os.name == "nt" else "intel"
+        has_decided = home is not None and Path(home, folder, "openvino_telemetry").exists()
+        self._names = [] if has_decided else [name for name in TELEMETRY_SWITCHES if name not in os.environ]
+        for name in self._names:
+            os.environ[name] = TELEMETRY_SWITCHES[name]
+
+    def __exit__(self, *_: object) -> None:
+        for name in self._names:
+            os.environ.pop(name, None)
+
+
+def _prepare_command() -> None:
+    """Prepare anomalib's command for AprilGan before it imports other packages.
+
+    Warnings about old modules that anomalib's models raise on import are dropped. OpenVINO, which the command imports
+    whatever it does, is imported without its telemetry.
+    """
+    if not _is_command() or not _names_aprilgan(sys.argv):
+        return
+    if is_quiet_command():
         import warnings  # noqa: PLC0415
 
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"timm\.|anomalib\.")
+    from contextlib import suppress  # noqa: PLC0415
+    from importlib import import_module  # noqa: PLC0415
+
+    with WithoutTelemetry(), suppress(Exception):  # the command imports it again, and raises the error
+        import_module("openvino.tools.ovc")
+
+
+def _is_command() -> bool:
+    """Whether this process is anomalib's command."""
+    program = getattr(sys, "argv", [""])[0].replace("\\", "/").rpartition("/")[2]
+    return program.partition(".")[0] == "anomalib"
+
+
+def _names_aprilgan(arguments: Sequence[str]) -> bool:
+    """Whether arguments of a command, or their configuration files, name the model."""
+    return any("AprilGan" in argument or _file_names_aprilgan(argument) for argument in arguments[1:])
+
+
+def _file_names_aprilgan(argument: str) -> bool:
+    from pathlib import Path  # noqa: PLC0415
+
+    path = Path(argument.rpartition("=")[2])
+    try:
+        is_config = path.suffix in {".yaml", ".yml", ".json"} and path.is_file()
+        return is_config and path.stat().st_size < LARGEST_CONFIG and b"AprilGan" in path.read_bytes()
+    except (OSError, ValueError):
+        return False
 
 
 def _is_being_imported(module_name: str, class_name: str) -> bool:
@@ -147,6 +217,9 @@ class _Loader:
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader  # nobody else needs to see the wrapper
         module.__loader__ = self._loader
-        _drop_warnings_of_imports()
+        try:
+            _prepare_command()
+        except Exception as error:  # anomalib's command works without the preparation
+            _warn(f"The command could not be prepared for AprilGan ({type(error).__name__}: {error}).")
         self._loader.exec_module(module)
         register()

@@ -130,3 +130,10 @@ def test_drawing_and_reports_do_not_import_torch() -> None:
         assert len(with_dependencies(start)) > 1
         found = {module: importing(module, heavy) for module in with_dependencies(start)}
         assert not {module: names for module, names in found.items() if names}, start
+
+
+def test_the_package_starts_no_other_program() -> None:
+    """For instance git, which would run the hooks of the repository that the user happens to stand in."""
+    assert not {module: names for module in FILES if (names := importing(module, {"subprocess", "pty", "git"}))}
+    calls = ("os.system", "os.popen", "os.exec", "os.spawn", "os.posix_spawn")
+    assert not [module for module, path in FILES.items() if any(call in path.read_text() for call in calls)]

@@ -420,14 +420,9 @@ def test_a_tag_s_file_is_read_like_any_other(make_clip, make_variant, monkeypatc
     source = {"url": "", "hf_hub": "somewhere/else/"}
     monkeypatch.setitem(open_clip_pretrained._PRETRAINED, make_variant(), {"some_tag": source})
     asked = []
-    monkeypatch.setattr(towers, "find_in_hub", lambda *repository: None)  # a server answers
-    monkeypatch.setattr(
-        open_clip_pretrained,
-        "download_pretrained",
-        lambda cfg, *args, **kwargs: asked.append(cfg) or str(clip_weights),
-    )
+    monkeypatch.setattr(towers, "fetch_from_hub", lambda *arguments: asked.append(arguments[:2]) or clip_weights)
     assert_same_features(make_clip(backbone="variant", pretrained="some_tag"), make_clip())
-    assert asked == [source]
+    assert asked == [("somewhere/else", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])]
 
 
 def test_an_archive_in_open_clip_s_older_cache_is_used_offline(
@@ -439,7 +434,7 @@ def test_an_archive_in_open_clip_s_older_cache_is_used_offline(
     cached.write_bytes(clip_weights.read_bytes())
     source = {"url": "https://example.invalid/some_clip.pt", "hf_hub": "somewhere/else/"}
     monkeypatch.setitem(open_clip_pretrained._PRETRAINED, make_variant(), {"some_tag": source})
-    monkeypatch.setattr(open_clip_pretrained, "download_pretrained", pytest.fail)
+    monkeypatch.setattr(towers, "fetch_from_hub", pytest.fail)
     assert_same_features(make_clip(backbone="variant", pretrained="some_tag"), make_clip())
 
 
@@ -484,8 +479,8 @@ def test_a_failed_download_names_urls_and_paths(monkeypatch, tmp_path, backbone,
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(downloads, "get_hf_file_metadata", fail)
-    monkeypatch.setattr(downloads, "urlopen", fail)  # older versions of open_clip know no file in the hub
-    monkeypatch.setattr(open_clip_pretrained, "download_pretrained", pytest.fail)  # would try again and again
+    monkeypatch.setattr(towers, "download", fail)  # older versions of open_clip know no file in the hub
+    monkeypatch.setattr(downloads, "hf_hub_download", pytest.fail)  # would try again and again
     with pytest.raises(MissingFileError, match="no route to host") as error:
         Clip(backbone, tag, 336, quick_gelu=False)
     for part in (address, f"'{tag}' of {backbone}", "`--model.pretrained PATH`", "`--model.backbone ViT-demo`"):

@@ -328,22 +328,24 @@ def test_only_what_is_missing_is_run(
     assert run(retry_failed=True, seeds=[1]).started.tolist() == again.started.tolist()
 
 
-def test_any_name_will_do(run: Callable[..., pd.DataFrame], tmp_path: Path, sample_root: Path) -> None:
-    """Names of models and categories with slashes, dots, line breaks, and 300 characters."""
+def test_names_of_models_and_categories(run: Callable[..., pd.DataFrame], tmp_path: Path, sample_root: Path) -> None:
+    """Names with slashes, dots and HTML, formulas and Markdown, and 100 characters stay in their folder and cell."""
     (tmp_path / "root").mkdir()
     category = "v1.0, left 50%#a"  # anomalib refuses paths with letters beyond ASCII
     (tmp_path / "root" / category).symlink_to(sample_root / "gravel")
-    names = ["../../april/zero", "a\n<script>|" + "x" * 300]
+    names = ["../../april/zero", "<script>|".ljust(100, "x"), "=cmd|' /C calc'!`A`"]
     data = {"class_path": "MVTecAD", "init_args": {"root": str(tmp_path / "root"), "num_workers": 0}}
     table = run(models=dict.fromkeys(names, APRILGAN), data=data, categories=None)
     assert table.model.tolist() == names
     assert set(table.status) == {"done"}, table.error.tolist()
     assert set(table.category) == {category}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["comparison", "root"], "nothing outside the folder"
-    assert len(list((tmp_path / "comparison/examples").glob("*/*/*.json"))) == 2 * 3
+    assert len(list((tmp_path / "comparison/examples").glob("*/*/*.json"))) == 3 * 3
     report = (tmp_path / "comparison/report.html").read_text()
     assert report.count("heatmap of ../../april/zero") == 3
     assert "<script" not in report
+    assert pd.read_csv(tmp_path / "comparison/results.csv").model.tolist() == [*names[:2], f"'{names[2]}"]
+    assert r"=cmd\|' /C calc'!\`A\`" in (tmp_path / "comparison/report.md").read_text()
 
 
 def test_failed_runs_are_reported(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -440,6 +442,15 @@ def test_visa_is_unpacked_before_its_categories_are_listed(sample_root: Path, tm
     _, data = components.checked_components({}, data)
     assert find_categories(data, None) == sorted(visa.VISA_CATEGORIES)
     assert find_categories(data, ["pcb1"]) == ["pcb1"]
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "a\x1b[2Jb", "x" * 300])
+def test_unsuitable_names_of_models_are_refused(name: str, config: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(content | {"models": {name: APRILGAN}}), encoding="utf-8")
+    with pytest.raises(SystemExit, match="`models` to have names of one line and at most 100 characters"):
+        main(["compare", "--config", str(config)])
+    assert not (tmp_path / "comparison").exists()
 
 
 def test_a_run_that_cannot_be_saved_stops_the_comparison(

@@ -5,6 +5,7 @@
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -407,11 +408,13 @@ def test_a_failed_export_keeps_existing_files(
 
     def half(model: AprilGan, root: Path, name: str, *arguments: Any, **options: Any) -> None:
         path = Path(root) / "weights" / kind.value / good.name
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ExportMixin, f"to_{kind.value}", half)
+    # anomalib's export to OpenVINO would leave files in the folder for temporary files, so it is not used
+    exporter = kind if kind != ExportType.OPENVINO else ExportType.ONNX
+    monkeypatch.setattr(ExportMixin, f"to_{exporter.value}", half)
     model = AprilGan(backbone="ViT-demo", class_name="gravel")
     with pytest.raises(KeyboardInterrupt):
         quiet_engine(tmp_path).export(model, kind, export_root=tmp_path)
@@ -431,3 +434,22 @@ def test_a_checkpoint_is_exported_with_its_calibration(
     assert inferencer.model.metadata == exported.model.metadata
     for file, expected in exported.expected.items():
         np.testing.assert_allclose(answer(inferencer.predict(file))["anomaly_map"], expected["anomaly_map"], atol=1e-6)
+
+
+def test_an_exported_file_names_no_other_class_and_no_other_images(
+    make_lightning_model: Callable[..., AprilGan], sample_root: Path, tmp_path: Path
+) -> None:
+    """A customer may get one of several products."""
+    shutil.copytree(sample_root / "coins" / "test" / "good", tmp_path / "secret_images")
+    model = make_lightning_model(class_name="secret_class")
+    engine = quiet_engine(tmp_path / "results")
+    engine.predict(model, data_path=tmp_path / "secret_images")
+    model.model.encode_class("secret_part")
+    model.class_name = "ours"
+    path = model.to_torch(tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        content = b"".join(archive.read(name) for name in archive.namelist())
+    assert b"ours" in content
+    assert b"secret" not in content
+    assert b"secret" not in model.to_onnx(tmp_path).read_bytes()
+    assert "secret_class" in model.model._text._computed, "the model itself still knows them"

@@ -3,6 +3,7 @@
 
 """Checks of image and mask files: files that cannot be read rightly are refused by name, all others are accepted."""
 
+import os
 import shutil
 import struct
 import zlib
@@ -125,6 +126,19 @@ def test_rotated_tiff_files_are_accepted_since_pil_turns_them(tmp_path):
 
 
 # ---- Damage -------------------------------------------------------------------------------------------------------
+
+
+def test_pipes_and_devices_are_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe.png", tmp_path / "device.png", tmp_path):
+        assert f"{path} is no file" in refusal(path)
+
+
+def test_formats_that_run_other_programs_are_refused(tmp_path):
+    """PIL would call Ghostscript, whatever the suffix of the file is."""
+    Image.fromarray(pixels()).save(tmp_path / "image.png", format="EPS")
+    assert "image.png is of the format EPS. Use PNG, JPEG, " in refusal(tmp_path / "image.png")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PIL warns of what it skips

@@ -156,6 +156,8 @@ def check_a_broken_package() -> None:
         (["anomalib_aprilgan.export.export"], {"AprilGan"}),
     ):
         start_again(hidden)
+        check_that_errors_of_warnings_do_not_matter(hidden)
+        start_again(hidden)
         faults = registration_warnings("import anomalib.models")
         models, data = sys.modules["anomalib.models"], sys.modules["anomalib.data"]
         assert models.Patchcore.__name__ == "Patchcore"
@@ -165,6 +167,14 @@ def check_a_broken_package() -> None:
             (fault,) = (fault for fault in faults if f"'{name}'" in fault)
             assert "ANOMALIB_APRILGAN_AUTOLOAD=0" in fault
             assert hidden[-1] in fault or hidden[0] in fault
+
+
+def check_that_errors_of_warnings_do_not_matter(hidden: list[str]) -> None:
+    """As with ``python -W error``."""
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()) as printed:
+        warnings.simplefilter("error", UserWarning)
+        exec("import anomalib.models")  # noqa: S102
+    assert "anomalib works without" in printed.getvalue(), hidden
 
 
 # ---- Tests ----------------------------------------------------------------------------------------------------------
@@ -222,19 +232,22 @@ def test_installing_the_hook_twice_adds_one_finder(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("source", "fault"),
     [
-        (None, ""),
+        (None, f"No module named '{PLUGIN}'"),
         ("def install():\n    pass", ""),
         ("def broken(:", "SyntaxError"),
         ("import absent_module", "absent_module"),
         ("from sys import absent_name", "absent_name"),
         ("def install():\n    raise RuntimeError('no luck')", "RuntimeError: no luck"),
+        ("def install():\n    raise RuntimeError('no\\nluck')", "RuntimeError: no luck"),
         ("", "install"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("class Odd(BaseException):\n    pass\nraise Odd('odd')", "Odd: odd"),
     ],
 )
 def test_python_starts_with_a_damaged_hook(
     source: str | None, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If the hook is missing, the .pth file prints nothing; any other error is one line on stderr."""
+    """Any error is one line on stderr."""
     line = LINE.read_text(encoding="utf-8")
     assert line.startswith("import ")  # other lines are paths for Python
     assert line.count("\n") == 1

@@ -7,19 +7,25 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from anomalib.data import ImageItem, MVTecAD
 from anomalib.engine import Engine
 from anomalib.visualization import ImageVisualizer
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
 from PIL import Image
 
 from anomalib_aprilgan import AprilGan
-from anomalib_aprilgan.integration.output_files import INDEX
-from anomalib_aprilgan.integration.predictions import PredictionFiles
+from anomalib_aprilgan.integration import runs
+from anomalib_aprilgan.integration.output_files import INDEX, OutputFolder
+from anomalib_aprilgan.integration.predictions import PredictionFiles, PredictionTable
 from anomalib_aprilgan.integration.visualizer import AprilGanVisualizer
 
 MakeModel = Callable[..., AprilGan]
@@ -351,3 +357,96 @@ def test_rows_of_an_unknown_table_are_not_kept(
     predict(make_lightning_model(), shots)
 
     assert len(read_table(results(tmp_path))) == 8
+
+
+# ---- Many images, long rows, a full disk ----------------------------------------------------------------------------
+
+
+def table_in(folder: Path, processes: int = 1, **options: Any) -> tuple[PredictionTable, Any]:
+    """Make a table that writes to a folder, and a trainer."""
+    trainer = SimpleNamespace(default_root_dir=folder, global_rank=0, world_size=processes)
+    table = PredictionTable(PredictionFiles(**options))
+    table._table_folder = OutputFolder(folder, [])
+    return table, trainer
+
+
+def test_rows_of_any_length_are_merged(tmp_path: Path) -> None:
+    boxes = [[number, number, number + 1, number + 1] for number in range(20_000)]
+    rows = [{"file": name, "score": 0.5, "label": None, "boxes": boxes} for name in ("b\n.png", 'a,".png')]
+    table, trainer = table_in(tmp_path, processes=2)
+    table._files = ['a,".png', "b\n.png"]
+    for rank, row in enumerate(rows):
+        table._write(table._part(trainer, rank), [row], is_first=True, as_json=True)
+    table._merge(trainer)
+    (line,) = [path.name for path in tmp_path.glob("predictions*")]
+    assert line == "predictions.csv"
+    merged = pd.read_csv(tmp_path / line)
+    assert merged.file.tolist() == table._files
+    assert json.loads(merged.boxes[1]) == boxes
+    assert merged.label.isna().all()
+
+
+def test_no_path_is_a_formula(tmp_path: Path) -> None:
+    table, trainer = table_in(tmp_path)
+    names = ["=cmd|' /C calc'!A0.png", "+1.png", "-1.png", "@sum.png", "\tx.png", "plain.png"]
+    table._write(table._part(trainer, 0), [{"file": name} for name in names], is_first=True, as_json=False)
+    assert pd.read_csv(tmp_path / "predictions.csv").file.tolist() == [*(f"./{name}" for name in names[:-1]), names[-1]]
+
+
+def test_a_full_disk_leaves_whole_rows(small_disk: Path) -> None:
+    table, trainer = table_in(small_disk)
+    path = table._part(trainer, 0)
+    rows = [{"file": "x" * 1000, "score": 0.5}] * 3
+    table._write(path, rows, is_first=True, as_json=False)
+    (small_disk / "rest").write_bytes(bytes((1 << 20) - 60_000))
+
+    def write_for_ever() -> None:
+        while True:
+            table._write(path, rows, is_first=False, as_json=False)
+
+    with pytest.raises(OSError, match="No space left on device"):
+        write_for_ever()
+    assert set(pd.read_csv(path).file.str.len()) == {1000}
+
+
+@pytest.mark.parametrize("kind", ["npy", "tiff"])
+def test_a_full_disk_leaves_whole_maps(kind: str, small_disk: Path) -> None:
+    table, _ = table_in(small_disk, maps=kind)
+    table._maps = OutputFolder(small_disk, [])
+    for number in range(2):
+        table._write_map(f"{number}.png", torch.rand(300, 300))
+    with pytest.raises(OSError, match=rf"this file was not written: '.*{kind}'"):
+        table._write_map("2.png", torch.rand(300, 300))
+    assert {path.stat().st_size // 1000 for path in small_disk.rglob(f"*.{kind}")} == {360}
+
+
+class Command(SaveConfigCallback):
+    """Holds the configuration of anomalib's command, without writing it."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("given", "is_kept"), [(None, False), (False, False), (True, True)])
+def test_the_command_keeps_predictions_only_if_asked_to(
+    given: bool | None, is_kept: bool, make_lightning_model: MakeModel, shots: Path, tmp_path: Path
+) -> None:
+    command = Command(ArgumentParser(), Namespace(return_predictions=given, seed_everything=True))
+    engine = Engine(accelerator="cpu", default_root_dir=tmp_path, logger=False, callbacks=[command])
+    found = engine.predict(make_lightning_model(), data_path=shots, return_predictions=given)
+    assert bool(found) == is_kept
+    assert len(read_table(tmp_path / "AprilGan/latest")) == 8
+
+
+def test_predictions_that_take_much_memory_are_pointed_out(
+    make_lightning_model: MakeModel,
+    predict: Predict,
+    shots: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    predict(make_lightning_model(), shots)
+    assert "return_predictions=False" not in caplog.text
+    monkeypatch.setattr(runs, "MANY_GIGABYTES", 0)
+    assert len(predict(make_lightning_model(), shots)) == 8
+    assert "keeps the predictions of all 8 images in memory" in caplog.text

@@ -189,10 +189,93 @@ def test_a_checkpoint_keeps_the_product(
     assert_same(answers(loaded, images), products["coins"])
 
 
-def test_products_of_a_model_in_half_precision(make_lightning_model: MakeModel) -> None:
-    model = make_lightning_model(class_name="coin")
-    model.prepare()
-    assert model.to(torch.bfloat16).product.class_name == "coin"
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_products_do_not_depend_on_the_precision(
+    products, make_lightning_model: MakeModel, images: Tensor, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    product = Product.load(tmp_path / "coins.safetensors")
+    other = make_lightning_model(class_name="x")
+    other.prepare()
+    other.to(dtype).switch_to(product)
+    assert other.model.class_name == "coins"
+    back = make_lightning_model()
+    back.switch_to(other.product)
+    for name in ("pred_score", "anomaly_map"):
+        torch.testing.assert_close(answers(back, images)[name], products["coins"][name], atol=0.05, rtol=0)
+
+
+def replaced(product: Product, part: str, **values: object) -> Product:
+    return replace(product, **{part: {**getattr(product, part), **values}})
+
+
+MALFORMED = {
+    "half a bank": lambda product: replaced(
+        product, "tensors", **{(name := "model.state.memory_banks.1.tokens"): product.tensors[name][:-1]}
+    ),
+    "empty bank": lambda product: replaced(
+        product, "tensors", **{(name := "model.state.memory_banks.0.tokens"): product.tensors[name][:0]}
+    ),
+    "other shape": lambda product: replaced(product, "tensors", **{"model.state.text_features": torch.zeros(2, 3)}),
+    "other type": lambda product: replaced(product, "tensors", **{"post_processor.image_min": torch.tensor(1)}),
+    "no tensor": lambda product: replaced(product, "tensors", **{"post_processor.image_min": None}),
+    "unknown": lambda product: replaced(product, "tensors", **{"post_processor.other": torch.zeros(1)}),
+    "missing": lambda product: replace(product, tensors=dict(list(product.tensors.items())[1:])),
+    "class": lambda product: replaced(product, "facts", setup={**product.facts["setup"], "class_name": None}),
+    "class of another type": lambda product: replaced(
+        product, "facts", setup={**product.facts["setup"], "class_name": 7}
+    ),
+    "references": lambda product: replaced(product, "facts", setup={**product.facts["setup"], "references": 3}),
+    "shots": lambda product: replaced(product, "facts", k_shot=5),
+    "origin": lambda product: replaced(product, "facts", origin={"layers": "abc"}),
+    "stages": lambda product: replaced(product, "facts", reference_layers=3),
+    "sensitivity": lambda product: replaced(product, "options", image_sensitivity="much"),
+    "range": lambda product: replaced(product, "options", pixel_sensitivity=7.5),
+    "huge": lambda product: replaced(product, "options", false_alarm_rate=10**400),
+    "switch": lambda product: replaced(product, "options", enable_normalization="yes"),
+    "options": lambda product: replace(product, options={}),
+    "unknown option": lambda product: replaced(product, "options", colour="red"),
+}
+
+
+@pytest.mark.parametrize("fault", MALFORMED)
+def test_a_malformed_product_changes_nothing(
+    products, make_lightning_model: MakeModel, images: Tensor, tmp_path: Path, fault: str
+) -> None:
+    model = make_lightning_model()
+    model.switch_to(Product.load(tmp_path / "gravel.safetensors"))
+    malformed = MALFORMED[fault](Product.load(tmp_path / "coins.safetensors"))
+    before = model.product
+    with pytest.raises(ValueError, match="damaged"):
+        model.switch_to(malformed)
+    after = model.product
+    assert (after.facts, after.options) == (before.facts, before.options)
+    assert all(torch.equal(value, after.tensors[name]) for name, value in before.tensors.items())
+    assert_same(answers(model, images), products["gravel"])
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+@pytest.mark.parametrize("fault", ["bank", "missing", "shape", "setup"])
+def test_a_malformed_state_changes_nothing(
+    products, make_lightning_model: MakeModel, images: Tensor, tmp_path: Path, fault: str, is_plain: bool
+) -> None:
+    model = make_lightning_model()
+    model.switch_to(Product.load(tmp_path / "coins.safetensors"))
+    state = dict(model.state_dict())
+    model.switch_to(Product.load(tmp_path / "gravel.safetensors"))
+    bank = "model.state.memory_banks.1.tokens"
+    if fault == "missing":
+        del state[bank]
+    elif fault == "setup":
+        state["model._extra_state"] = {**state["model._extra_state"], "setup": {"class_name": 7}}
+    else:
+        name = bank if fault == "bank" else "model.adapters.fc.1.weight"
+        state[name] = state[name][:-1]
+    if is_plain:
+        state = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+    with pytest.raises(ValueError, match=r"damaged|does not fit"):
+        (model.model if is_plain else model).load_state_dict(state)
+    assert_same(answers(model, images), products["gravel"])
+    assert model.model.class_name == "gravel"
 
 
 def test_files_that_are_no_product_are_refused(make_lightning_model: MakeModel, tmp_path: Path) -> None:

@@ -4,8 +4,12 @@
 """Download of the published adapters, from a local server that replaces the authors' repository."""
 
 import hashlib
+import multiprocessing
+import re
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,8 +18,9 @@ import pytest
 import torch
 
 from anomalib_aprilgan import AprilGanModel
-from anomalib_aprilgan.files import downloads, published
+from anomalib_aprilgan.files import published
 from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
+from anomalib_aprilgan.files.downloads import TIMEOUT_VARIABLE, download
 from anomalib_aprilgan.files.published import MIRROR_VARIABLE, PUBLISHED, PublishedAdapters, fetch
 
 
@@ -26,14 +31,17 @@ class Mirror:
     Attributes:
         content: Content of ``/folder/visa_pretrained.pth`` on the server; ``None`` if there is no such file.
         cached: Path of the file in the cache.
-        mode: Fault of the server: ``"nonsense"``, ``"truncated"``, ``"silent"``, or none.
+        mode: Fault of the server: ``"nonsense"``, ``"truncated"``, ``"silent"``, ``"slow"``, ``"endless"``, ``"huge"``,
+            or none.
         requests: Requested paths.
+        ranges: Requested parts of files.
     """
 
     content: bytes | None
     cached: Path
     mode: str = ""
     requests: list[str] = field(default_factory=list)
+    ranges: list[str | None] = field(default_factory=list)
     server: ThreadingHTTPServer | None = None
     stopped: threading.Event = field(default_factory=threading.Event)
 
@@ -42,34 +50,55 @@ class Mirror:
         return f"http://127.0.0.1:{self.server.server_address[1]}/folder"
 
     def start(self) -> None:
-        mirror = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                mirror.requests.append(self.path)
-                if mirror.mode == "silent":
-                    mirror.stopped.wait()
-                elif mirror.mode == "nonsense":
-                    self.wfile.write(b"nonsense\r\n\r\n")
-                elif mirror.content is None or self.path != "/folder/visa_pretrained.pth":
-                    self.send_error(404)
-                else:
-                    body = mirror.content[: len(mirror.content) // 2] if mirror.mode == "truncated" else mirror.content
-                    self.send_response(200)
-                    self.send_header("Content-Length", str(len(mirror.content)))
-                    self.end_headers()
-                    self.wfile.write(body)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"mirror": self}))
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def stop(self) -> None:
         self.stopped.set()
         self.server.shutdown()
         self.server.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers requests to a mirror."""
+
+    mirror: Mirror
+
+    def do_GET(self) -> None:
+        self.mirror.requests.append(self.path)
+        if self.mirror.mode == "silent":
+            self.mirror.stopped.wait()
+        elif self.mirror.mode == "nonsense":
+            self.wfile.write(b"nonsense\r\n\r\n")
+        elif self.mirror.content is None or self.path != "/folder/visa_pretrained.pth":
+            self.send_error(404)
+        else:
+            self.send_content(self.mirror.content)
+
+    def send_content(self, content: bytes) -> None:
+        self.mirror.ranges.append(self.headers.get("Range"))
+        start = int(re.findall(r"\d+", self.headers.get("Range", "0"))[0])
+        if start >= len(content):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        if self.mirror.mode != "endless":
+            self.send_header("Content-Length", str(10**12 if self.mirror.mode == "huge" else len(content) - start))
+        self.end_headers()
+        rest = content[start:]
+        with suppress(ConnectionError):
+            self.wfile.write(rest[: len(rest) // 2] if self.mirror.mode == "truncated" else rest[:1])
+            while self.mirror.mode == "endless":
+                self.wfile.write(rest)
+            while self.mirror.mode == "slow" and not self.mirror.stopped.wait(0.01):
+                self.wfile.write(b"x")
+            if not self.mirror.mode:
+                self.wfile.write(rest[1:])
+
+    def log_message(self, *args: object) -> None:
+        pass
 
 
 @pytest.fixture
@@ -92,7 +121,7 @@ def assert_refused(mirror: Mirror) -> str:
     """Check that the download fails, leaves no file, and that the message names URL, cache and mirror variable."""
     with pytest.raises(RuntimeError) as error:
         fetch("visa")
-    assert not [path for path in mirror.cached.parent.parent.rglob("*") if path.is_file()]
+    assert not mirror.cached.is_file()
     message = str(error.value)
     assert str(mirror.cached) in message
     assert f"{published.SOURCE}/visa_pretrained.pth" in message
@@ -152,8 +181,9 @@ def test_without_a_mirror_the_authors_repository_is_used(mirror, monkeypatch):
     monkeypatch.delenv(MIRROR_VARIABLE)
     asked = []
 
-    def download(url: str, path: Path) -> None:
+    def download(url: str, path: Path, *_: object) -> None:
         asked.append(url)
+        path.parent.mkdir(parents=True)
         path.write_bytes(mirror.content)
 
     monkeypatch.setattr(published, "download", download)
@@ -209,7 +239,7 @@ def test_a_server_that_is_down_is_named(mirror):
 
 
 def test_a_silent_server_is_named(mirror, monkeypatch):
-    monkeypatch.setattr(downloads, "TIMEOUT", 0.05)
+    monkeypatch.setenv(TIMEOUT_VARIABLE, "0.05")
     mirror.mode = "silent"
     message = assert_refused(mirror)
     assert mirror.address in message
@@ -239,6 +269,103 @@ def test_a_cache_without_write_access_is_named(mirror):
     with pytest.raises(RuntimeError, match="the download failed") as error:
         fetch("visa")
     assert str(mirror.cached) in str(error.value)
+
+
+# ---- Limits of time and size --------------------------------------------------------------------------------------
+
+
+def parts(mirror: Mirror) -> Path:
+    """Return the file that keeps what an unfinished download has brought."""
+    return mirror.cached.with_name(".visa_pretrained.pth.parts") / "part"
+
+
+def test_a_broken_transfer_is_continued(mirror):
+    half = len(mirror.content) // 2
+    mirror.mode = "truncated"
+    assert "the transfer ended after" in assert_refused(mirror)
+    assert mirror.ranges == [None, f"bytes={half}-"], "one more attempt"
+    mirror.mode = ""
+    assert fetch("visa").read_bytes() == mirror.content
+    assert mirror.ranges[2] == f"bytes={half + half // 2}-", "the next call goes on as well"
+    assert list(mirror.cached.parent.iterdir()) == [mirror.cached]
+
+
+@pytest.mark.parametrize("size", [100, 9_999_999])
+def test_a_part_of_another_file_is_not_continued(mirror, size):
+    parts(mirror).parent.mkdir(parents=True)
+    parts(mirror).write_bytes(b"x" * size)
+    assert fetch("visa").read_bytes() == mirror.content
+    assert mirror.ranges == [f"bytes={size}-", None]
+    assert list(mirror.cached.parent.iterdir()) == [mirror.cached]
+
+
+def test_a_file_of_which_nothing_is_known_is_never_continued(mirror, tmp_path):
+    url, path = f"{mirror.address}/visa_pretrained.pth", tmp_path / "file"
+    mirror.mode = "truncated"
+    with pytest.raises(OSError, match="the transfer ended after"):
+        download(url, path, 10**9, None)
+    assert not path.exists()
+    mirror.mode = ""
+    download(url, path, 10**9, None)
+    assert path.read_bytes() == mirror.content
+    assert mirror.ranges == [None] * 2
+    mirror.stop()
+    download(url, path, 10**9, None)
+    assert list(tmp_path.glob("*file*")) == [path]
+
+
+def test_a_transfer_that_was_complete_is_not_repeated(mirror):
+    parts(mirror).parent.mkdir(parents=True)
+    parts(mirror).write_bytes(mirror.content)
+    assert fetch("visa").read_bytes() == mirror.content
+    assert not mirror.requests
+
+
+@pytest.mark.parametrize("mode", ["huge", "endless"])
+def test_a_file_of_any_other_size_is_refused(mirror, monkeypatch, mode):
+    monkeypatch.setattr(published, "LIMIT", 1_000_000)
+    mirror.mode = mode
+    assert "or more, but the file has at most 1 MB" in assert_refused(mirror)
+
+
+def test_a_file_that_does_not_fit_on_the_disk_is_refused(mirror, small_disk):
+    mirror.content = bytes(2 << 20)
+    with pytest.raises(OSError, match=r"the file has 2 MB, but .*small-disk has only 1 MB left"):
+        download(f"{mirror.address}/visa_pretrained.pth", small_disk / "file", 10**9, None)
+    assert not list(small_disk.iterdir())
+
+
+def test_a_server_that_sends_too_slowly_is_refused(mirror, monkeypatch):
+    monkeypatch.setenv(TIMEOUT_VARIABLE, "0.2")
+    mirror.mode = "slow"
+    start = time.monotonic()
+    assert "the server sends fewer than 1000 bytes per second" in assert_refused(mirror)
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("value", ["", "soon", "-1", "0", "1e9"])
+def test_a_time_that_is_none_is_refused(mirror, monkeypatch, value):
+    monkeypatch.setenv(TIMEOUT_VARIABLE, value)
+    assert f"{TIMEOUT_VARIABLE} to be a number of seconds, but got {value!r}" in assert_refused(mirror)
+
+
+def test_of_several_processes_one_downloads(mirror):
+    workers = [multiprocessing.get_context("fork").Process(target=fetch, args=("visa",)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert mirror.requests == ["/folder/visa_pretrained.pth"]
+    assert list(mirror.cached.parent.iterdir()) == [mirror.cached]
+
+
+def test_without_a_home_directory_the_cache_is_named(mirror, monkeypatch, tmp_path):
+    monkeypatch.setattr(published, "user_cache_path", lambda name: Path("~/.cache") / name)  # as platformdirs then
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match="there is no home directory for the cache"):
+        fetch("visa")
+    assert not list(tmp_path.glob("~*"))
 
 
 # ---- In the model -------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 import ast
 import json
+import os
 import re
+import subprocess
 from base64 import b64decode
 from collections.abc import Iterable
 from html.parser import HTMLParser
@@ -17,11 +19,20 @@ import pytest
 from PIL import Image
 
 from anomalib_aprilgan import comparison
+from anomalib_aprilgan.comparison import report
 from anomalib_aprilgan.comparison.folder import safe_name
 from anomalib_aprilgan.comparison.plots import bars_by_category, metric_by_seconds, metric_by_shots, styles_of
 from anomalib_aprilgan.comparison.published_figures import CATEGORY_FIGURES, MEAN_FIGURES, PUBLISHED_METRICS, Figure
 from anomalib_aprilgan.comparison.report import write_report
-from anomalib_aprilgan.comparison.results import AUTHORS_METRICS, COLUMNS, METRICS, read_runs, run_file, write_run
+from anomalib_aprilgan.comparison.results import (
+    AUTHORS_METRICS,
+    COLUMNS,
+    METRICS,
+    read_runs,
+    run_file,
+    write_run,
+    write_table,
+)
 from anomalib_aprilgan.comparison.tables import ANOMALIB, AUTHORS, add_published, average, harmonic_mean, prepare
 
 CLASSES = {
@@ -345,6 +356,30 @@ def test_all_texts_are_escaped(tmp_path: Path) -> None:
     assert "<b>" not in markdown.partition("```bash")[0], "the command, which has the folder's name, is code"
 
 
+def test_no_folder_name_ends_the_block_of_the_command(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "it's\n```\n# title\r\x1b\\ é", [run()])
+    _, markdown = written(folder)
+    command = markdown.partition("```bash\n")[2].partition("\n```")[0]
+    assert "\n" not in command
+    printed = subprocess.run(
+        ["bash", "-c", f"printf %s {command.partition(' report ')[2]}"], capture_output=True, check=True
+    )
+    assert printed.stdout.decode() == str(folder)
+
+
+def test_a_run_that_ends_while_the_report_is_written_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of(tmp_path, [run()])
+    original = write_table
+
+    def write_late(folder: Path, runs: pd.DataFrame) -> Path:
+        write_run(folder, run("theirs"))  # by another process, whose table this one overwrites
+        return original(folder, runs)
+
+    monkeypatch.setattr(report, "write_table", write_late)
+    write_report(tmp_path)
+    assert sorted(pd.read_csv(tmp_path / "results.csv").model) == ["ours", "theirs"]
+
+
 def draw_example(
     folder: Path,
     category: str,
@@ -423,6 +458,15 @@ def test_damaged_examples_are_left_out(tmp_path: Path) -> None:
     heatmap = example / f"{stems[1]}.png"
     heatmap.write_bytes(heatmap.read_bytes()[:60])
     (draw_example(tmp_path, "bottle", "hole/001.png", {("ours", 0, 0): (0.9, True)}) / "image.png").write_bytes(b"")
+    other = draw_example(tmp_path, "bottle", "hole/002.png", {("ours", 0, 0): (0.9, True)})
+    (prediction,) = other.glob("*.json")
+    (example / "deep.json").write_text("[" * 100_000)
+    (example / "huge.json").write_text(prediction.read_text().replace("0.9", "1" + "0" * 400))
+    os.mkfifo(example / "pipe.json")
+    (other / "image.png").unlink()
+    os.mkfifo(other / "image.png")
+    bomb = draw_example(tmp_path, "bottle", "hole/003.png", {("ours", 0, 0): (0.9, True)})
+    Image.new("1", (9000, 9000)).save(bomb / "image.png")
     page, _ = written(tmp_path)
     (row,) = page.table("ground truth")
     assert [" ".join(cell.split()) for cell in row] == ["bottle hole/000.png", "", "no heatmap 0.80 anomalous"]
@@ -559,6 +603,12 @@ def test_damaged_and_foreign_run_files_are_named(tmp_path: Path) -> None:
         json.dumps(key | {"colour": "red"}): r"it holds \['colour'\]",
         json.dumps(key | {"seed": 0}): r"it holds values of wrong types in \['seed'\]",
         json.dumps(key | {"image_AUROC": "high"}): r"it holds values of wrong types in \['image_AUROC'\]",
+        json.dumps(key | {"images": 10**400}): r"it holds values of wrong types in \['images'\]",
+        json.dumps(key | {"image_AUROC": float("inf")}): r"it holds values of wrong types in \['image_AUROC'\]",
+        json.dumps(key | {"shots": "9" * 5000}): r"it holds values of wrong types in \['shots'\]",
+        json.dumps(key | {"arguments": '{"data": [1]}'}): r"it holds values of wrong types in \['arguments'\]",
+        json.dumps(key | {"arguments": "[" * 100_000}): "it is damaged",
+        "[" * 100_000: "it is damaged",
         json.dumps(key | {"status": "perhaps"}): "its status is 'perhaps'",
         json.dumps(key | {"seed": "9"}): "its name does not belong to its content",
     }
@@ -570,6 +620,7 @@ def test_damaged_and_foreign_run_files_are_named(tmp_path: Path) -> None:
     path.unlink()
     path.with_name(".unfinished-x.json").write_text("{")
     path.with_name("notes.txt").write_text("mine")
+    os.mkfifo(path.with_name("pipe.json"))
     assert read_runs(tmp_path)["model"].tolist() == ["theirs"], "temporary and other files are ignored"
 
 

@@ -3,8 +3,10 @@
 
 """The plain model: the authors' recorded outputs, its state, and its error messages."""
 
+import pickle
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from anomalib.data import InferenceBatch
 from torch import Tensor
 
 from anomalib_aprilgan import AprilGanModel
+from anomalib_aprilgan.method import text_features
+from anomalib_aprilgan.method.clip import Clip
 from anomalib_aprilgan.method.losses import adapter_loss
 from anomalib_aprilgan.method.options import MethodOptions
 from anomalib_aprilgan.method.scoring import RawPrediction, image_score
@@ -682,3 +686,22 @@ def test_clip_projection_replaces_the_adapters(
 def test_unknown_options_are_refused(make_model: Callable[..., AprilGanModel], argument: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"`{argument}`"):
         make_model(method=MethodOptions(**{argument: value}))
+
+
+def test_the_text_features_of_a_limited_number_of_classes_are_kept(
+    make_model: Callable[..., AprilGanModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_features, "LARGEST_CACHE", 3)
+    model, encoded = make_model(), []
+    encode_text = Clip.encode_text
+    monkeypatch.setattr(Clip, "encode_text", lambda *args: encoded.append(args[1][0]) or encode_text(*args))
+    first = model.encode_class("a")
+    for name in "bcabad":  # "a" is used again, so that it stays
+        model.encode_class(name)
+    assert list(model._text._computed) == ["b", "a", "d"]
+    assert len(encoded) == 2 * 4, "each class once"
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda number: (number % 7, model.encode_class(chr(97 + number % 7))), range(40)))
+    assert len(model._text._computed) == 3
+    assert all(torch.equal(value, first) for number, value in results if number == 0)
+    assert pickle.loads(pickle.dumps(model._text)).of_class("a", model.clip).equal(first.cpu())  # noqa: S301

@@ -18,6 +18,7 @@ from anomalib_aprilgan.files.whole_files import (
     LOCK,
     UNFINISHED,
     delete_leftovers,
+    one_at_a_time,
     replacing,
     unfinished_folder,
     write_file,
@@ -84,6 +85,31 @@ def test_without_locks_leftovers_are_deleted_after_a_day(tmp_path: Path, monkeyp
     with unfinished_folder(tmp_path) as folder:
         assert folder.is_dir()
     assert leftovers(tmp_path) == [young]
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_unfinished_parts_are_kept_for_the_next_one(
+    has_locks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_locks:
+        monkeypatch.setattr("anomalib_aprilgan.files.whole_files.fcntl.flock", no_locks)
+    with one_at_a_time(tmp_path / "file") as folder:
+        (folder / "part").write_bytes(b"1")
+    with one_at_a_time(tmp_path / "file") as folder:
+        assert (folder / "part").exists() == has_locks
+        (folder / "part").unlink(missing_ok=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_locks_each_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anomalib_aprilgan.files.whole_files.fcntl.flock", no_locks)
+    with one_at_a_time(tmp_path / "file") as one, one_at_a_time(tmp_path / "file") as other:
+        assert one != other
+    assert not list(tmp_path.iterdir())
+
+
+def no_locks(*_: object) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
 def test_links_that_look_like_leftovers_are_not_followed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -418,6 +419,23 @@ def test_a_product_belongs_to_its_windows(fitted: Fitted, make_lightning_model: 
     zero_shot = make_lightning_model(**WINDOWED, class_name="coin").product
     with pytest.raises(ValueError, match="window 32 against 0"):
         make_lightning_model(class_name="coin").switch_to(zero_shot)
+
+
+def test_damaged_memory_banks_of_windows_are_refused(fitted: Fitted) -> None:
+    before = {name: value.clone() for name, value in fitted.model.state_dict().items() if isinstance(value, Tensor)}
+    banks = [name for name in before if ".memory_banks." in name]
+    one_view = fitted.model.model.clip.num_patches
+    state = fitted.model.state_dict() | {name: before[name][:-one_view] for name in banks}
+    with pytest.raises(ValueError, match="memory banks"):
+        fitted.model.load_state_dict(state)
+    product = fitted.model.product
+    tensors = {name: value[:-one_view] if name in banks else value for name, value in product.tensors.items()}
+    with pytest.raises(ValueError, match="memory banks of 2 images have"):
+        fitted.model.switch_to(replace(product, tensors=tensors))
+    origin = {**product.facts["origin"], "window": "32"}
+    with pytest.raises(ValueError, match="window='32'"):
+        fitted.model.switch_to(replace(product, facts={**product.facts, "origin": origin}))
+    assert_same({name: fitted.model.state_dict()[name] for name in before}, before)
 
 
 def test_adapters_are_trained_with_windows_and_fit_models_without(

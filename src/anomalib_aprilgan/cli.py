@@ -211,9 +211,14 @@ def main(args: Sequence[str] | None = None) -> None:
         elif given[:1] == [name]:  # only then, because pandas takes half a second to import
             _add_arguments_of_comparison(subparser, is_help={"-h", "--help"} & set(given) != set())
         subcommands.add_subcommand(name, subparser, help=subparser.description)  # type: ignore[no-untyped-call]
-    config = parser.parse_args(given)
-    name = config.subcommand
+    name = next(iter(given), "")
     try:
+        if name == "compare":
+            from anomalib_aprilgan.comparison.configuration import check_configurations  # noqa: PLC0415
+
+            check_configurations(given[1:])
+        config = parser.parse_args(given)
+        name = config.subcommand
         COMMANDS[name](**config[name].as_dict())
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"anomalib-aprilgan {name}: {error}")

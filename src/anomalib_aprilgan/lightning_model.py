@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from anomalib_aprilgan.datamodule import AuxiliaryDataModule
 from anomalib_aprilgan.export.export import Exportable
 from anomalib_aprilgan.export.products import Product, apply_product
+from anomalib_aprilgan.files.paths import checked_path
 from anomalib_aprilgan.integration import preparation, run_images, runs, training
 from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.calibration import MapRange
@@ -159,7 +160,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         self.adapter = None if adapter is None else str(adapter)
         self.class_name = class_name
         self.k_shot = k_shot
-        self.few_shot_source = None if few_shot_source is None else Path(few_shot_source)
+        self.few_shot_source = None if few_shot_source is None else checked_path(few_shot_source, "few_shot_source")
         self.learning_rate = learning_rate
         self._map_range = MapRange()
         _ = self.arguments  # checks them
@@ -273,8 +274,10 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         self._prepare_for(self.trainer.test_dataloaders)
 
     def on_predict_start(self) -> None:
-        """Prepare the model; check all images and masks before the first is scored."""
-        self._prepare_for(self.trainer.predict_dataloaders)
+        """Prepare the model; check all images before the first is scored."""
+        loaders = self.trainer.predict_dataloaders
+        self._prepare_for(loaders)
+        runs.limit_predictions(self.trainer, len(run_images.image_files(loaders)), self.model.image_size)
 
     def _prepare_for(self, loaders: object) -> None:
         run_images.check_files(loaders)

@@ -15,6 +15,7 @@ import pandas as pd
 from anomalib_aprilgan.comparison.folder import TRACEBACKS, prepare_folder
 from anomalib_aprilgan.comparison.grid import Component, Run, Shots, make_grid, shard_of
 from anomalib_aprilgan.comparison.results import DONE, FAILED, KEY, read_runs, refuse_other_table
+from anomalib_aprilgan.files.paths import checked_path
 
 __all__ = ["compare"]
 
@@ -69,7 +70,7 @@ def compare(
 
     models, data = components.checked_components(models, data)
     environment.check_environment(str(model["class_path"]) for model in models.values())
-    output = Path(output).expanduser()
+    output = checked_path(output, "output")
     zero_shot = [name for name, model in models.items() if components.is_zero_shot(model)]
     grid = make_grid(models, data, checks.find_categories(data, categories), shots, seeds, zero_shot)
     part = shard_of(grid, shard)

@@ -6,7 +6,7 @@
 import inspect
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import anomalib.models  # registers the models' short names
 from anomalib.data import AnomalibDataModule
@@ -16,6 +16,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 from anomalib_aprilgan.comparison.grid import Component
 
 __all__ = ["add_component_arguments", "checked_components", "is_zero_shot", "make_datamodule", "make_model"]
+
+LONGEST_NAME: Final = 100
+"""Characters of the longest name of a model."""
 
 
 def add_component_arguments(parser: ArgumentParser) -> None:
@@ -35,9 +38,16 @@ def checked_components(models: Mapping[str, Component], data: Component) -> tupl
         The same with full class paths and all default arguments.
 
     Raises:
-        ValueError: If a class or an argument is unknown, or a model has arguments that choose its own references.
+        ValueError: If a class or an argument is unknown, a model has arguments that choose its own references, or its
+            name is unsuitable.
     """
     for name, model in models.items():
+        if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
+            msg = (
+                f"Expected argument `models` to have names of one line and at most {LONGEST_NAME} characters, but got "
+                f"{name[:LONGEST_NAME]!r}. The names are those of the models in tables and plots."
+            )
+            raise ValueError(msg)
         own = {
             key: value for key in ("k_shot", "few_shot_source") if (value := (model.get("init_args") or {}).get(key))
         }

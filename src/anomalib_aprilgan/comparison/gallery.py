@@ -22,6 +22,9 @@ MAX_ROWS: Final = 24
 PIXELS: Final = 160
 """Longer side of the images in the page."""
 
+MAX_PIXELS: Final = 1 << 24
+"""Largest number of pixels of an image in the folder; the examples that are written are far smaller."""
+
 IDENTITY: Final = [*KEY, "started"]
 """Columns that tell the attempts of a run apart."""
 
@@ -116,11 +119,13 @@ def read_gallery(folder: Path, runs: pd.DataFrame, titles: Mapping[str, str]) ->
 
 def _read_prediction(path: Path) -> dict[str, Any] | None:
     """Read the file of a prediction; ``None`` if it is damaged."""
+    if not path.is_file():
+        return None
     try:
         line = json.loads(path.read_text(encoding="utf-8"))
         texts = {name: str(line[name]) for name in (*IDENTITY, "image")}
         score, label, anomalous = float(line["score"]), bool(line["label"]), bool(line["anomalous"])
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return {
         **texts,
@@ -159,11 +164,15 @@ def _heatmap(path: Path, image: Image.Image) -> str:
 
 
 def _read_image(path: Path, mode: str) -> Image.Image | None:
-    """Read an image; ``None`` if it is missing or damaged."""
+    """Read an image; ``None`` if it is missing, damaged or too large."""
+    if not path.is_file():
+        return None
     try:
         with Image.open(path) as file:
+            if file.size[0] * file.size[1] > MAX_PIXELS:
+                return None
             image = file.convert(mode)
-    except (OSError, SyntaxError):  # Pillow raises the second for a PNG that is cut off
+    except Exception:  # PIL raises errors of many types for damaged files
         return None
     image.thumbnail((PIXELS, PIXELS), Image.Resampling.BICUBIC)
     return image

@@ -22,7 +22,7 @@ from anomalib_aprilgan.comparison import summaries
 from anomalib_aprilgan.comparison.folder import EXAMPLES
 from anomalib_aprilgan.comparison.gallery import read_gallery
 from anomalib_aprilgan.comparison.plots import Style, bars_by_category, metric_by_seconds, metric_by_shots, styles_of
-from anomalib_aprilgan.comparison.results import FAILED, read_runs, write_table
+from anomalib_aprilgan.comparison.results import FAILED, read_runs, run_files, write_table
 from anomalib_aprilgan.comparison.summaries import Table, in_words, metric_table
 from anomalib_aprilgan.comparison.tables import (
     ANOMALIB,
@@ -35,6 +35,7 @@ from anomalib_aprilgan.comparison.tables import (
     measured_metrics,
     prepare,
 )
+from anomalib_aprilgan.files.paths import checked_path
 from anomalib_aprilgan.files.whole_files import write_file
 from anomalib_aprilgan.pages.rendering import make_environment, scale
 
@@ -83,7 +84,15 @@ def write_report(folder: str | Path) -> Path:
         OSError: If a file cannot be written.
         ValueError: If the folder holds no results, or a damaged run file.
     """
-    folder = Path(folder)
+    folder = checked_path(folder, "folder")
+    while True:
+        found = run_files(folder)
+        written = _write_report(folder)
+        if run_files(folder) == found:  # else another process, which may have written its report before this one
+            return written
+
+
+def _write_report(folder: Path) -> Path:
     results = read_runs(folder)
     if results.empty:
         msg = (
@@ -103,7 +112,7 @@ def write_report(folder: str | Path) -> Path:
     content = {
         "title": f"{', '.join(titles.values())}: comparison of {len(styles)} model{'s' * (len(styles) > 1)}",
         "titles": titles,
-        "command": f"anomalib-aprilgan report {shlex.quote(str(folder))}",
+        "command": f"anomalib-aprilgan report {_quoted(str(folder))}",
         "runs": len(runs),
         "started": [time[:16].replace("T", " ") for time in sorted(filter(None, runs["started"]))],
         "styles": styles,
@@ -131,6 +140,14 @@ def write_report(folder: str | Path) -> Path:
     }
     write_file(folder / "report.md", environment.get_template("comparison/report.md.jinja").render(content))
     return write_file(folder / "report.html", environment.get_template("comparison/report.html.jinja").render(content))
+
+
+def _quoted(text: str) -> str:
+    """Quote a text for bash, on one line: a line break would end the block of code that the command is in."""
+    if not re.search(r"[\x00-\x1f\x7f]", text):
+        return shlex.quote(text)
+    escaped = re.sub(r"[\x00-\x1f\x7f\\']", lambda character: f"\\x{ord(character[0]):02x}", text)
+    return f"$'{escaped}'"
 
 
 def _describe_data(runs: pd.DataFrame) -> dict[str, object]:

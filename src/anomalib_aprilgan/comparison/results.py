@@ -5,6 +5,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ __all__ = [
     "read_runs",
     "refuse_other_table",
     "run_file",
+    "run_files",
     "traceback_file",
     "write_run",
     "write_table",
@@ -83,6 +85,9 @@ COLUMNS: Final = (*KEY, "status", *NUMBERS, *TEXTS)
 
 DONE, FAILED = "done", "failed"
 
+LONGEST_NUMBER: Final = 100
+"""Length of the longest numbers of shots and seeds; Python does not convert texts of any length."""
+
 
 def run_file(folder: Path, key: Sequence[str], status: str = DONE) -> Path:
     """Name the file of a run. A failure has a file of its own, so that it never replaces a result."""
@@ -127,6 +132,11 @@ def write_run(folder: Path, row: Mapping[str, Any]) -> Path:
     return written
 
 
+def run_files(folder: Path) -> list[Path]:
+    """List the files of all runs, in alphabetical order."""
+    return [path for path in sorted((folder / RUNS).glob("*.json")) if path.is_file() and not path.name.startswith(".")]
+
+
 def read_runs(folder: Path) -> pd.DataFrame:
     """Read all run files of a folder.
 
@@ -141,9 +151,8 @@ def read_runs(folder: Path) -> pd.DataFrame:
     Raises:
         ValueError: If a file is damaged, or is not the file of a run.
     """
-    paths = [path for path in sorted((folder / RUNS).glob("*.json")) if not path.name.startswith(".")]
     rows: dict[tuple[str, ...], dict[str, Any]] = {}
-    for path in paths:
+    for path in run_files(folder):
         try:
             row = _read_run(folder, path)
         except FileNotFoundError:  # a failed run that another process has just repeated
@@ -185,18 +194,25 @@ def _problem_of(row: object) -> str:
     unknown = sorted(set(row) - {*COLUMNS, "arguments"})
     if missing or unknown:
         return f"it lacks {missing}" if missing else f"it holds {unknown}"
-    wrong = [
-        name
-        for name, value in row.items()
-        if not (
-            isinstance(value, (int, float)) and not isinstance(value, bool)
-            if name in NUMBERS
-            else isinstance(value, str)
-        )
-    ]
+    wrong = [name for name, value in row.items() if not _is_valid(name, value)]
     if wrong:
         return f"it holds values of wrong types in {wrong}"
     return "" if row["status"] in {DONE, FAILED} else f"its status is {row['status']!r}"
+
+
+def _is_valid(name: str, value: object) -> bool:
+    """Whether a column may have a value: finite numbers, texts, and a JSON object with the arguments."""
+    if name in NUMBERS:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if not isinstance(value, str):
+        return False
+    if name in {"shots", "seed"}:
+        return len(value) <= LONGEST_NUMBER
+    if name == "arguments" and value:
+        parts = json.loads(value)
+        data = parts.get("data", {}) if isinstance(parts, dict) else None
+        return isinstance(data, dict) and isinstance(data.get("init_args", {}), dict)
+    return True
 
 
 def write_table(folder: Path, runs: pd.DataFrame) -> Path:

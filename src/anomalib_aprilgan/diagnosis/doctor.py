@@ -6,7 +6,6 @@
 Nothing is imported before it is examined, so that the report also describes an installation that is broken.
 """
 
-import hashlib
 import os
 import platform
 import time
@@ -151,6 +150,7 @@ def _devices() -> Iterator[Finding]:
 def _weights() -> Iterator[Finding]:
     """Check the weights in the package and in the caches."""
     from anomalib_aprilgan.files import embedded, published  # noqa: PLC0415
+    from anomalib_aprilgan.files.digests import digest_of  # noqa: PLC0415
     from anomalib_aprilgan.method.architecture import DEFAULT_BACKBONE  # noqa: PLC0415
     from anomalib_aprilgan.method.towers import cached_weights  # noqa: PLC0415
 
@@ -168,8 +168,8 @@ def _weights() -> Iterator[Finding]:
     if not files:
         yield Finding(NOTE, f"CLIP {DEFAULT_BACKBONE} (openai): not in the cache; the first use downloads it")
     for path, stated in files:
-        found = _sha256(path)
-        if stated and found != stated:
+        found = digest_of(path)
+        if not found.startswith(stated):
             yield Finding(BROKEN, f"CLIP: {path} has the SHA-256 {found} instead of {stated}. Delete it.")
         else:
             yield Finding(OK, f"CLIP: {path}, SHA-256 {found[:16]}...{'' if stated else ' (none is stated)'}")
@@ -177,10 +177,11 @@ def _weights() -> Iterator[Finding]:
 
 def _embedded(path: Path) -> Iterator[Finding]:
     """Check a weight file of the package."""
+    from anomalib_aprilgan.files.digests import digest_of  # noqa: PLC0415
     from anomalib_aprilgan.files.weight_files import read_weight_file  # noqa: PLC0415
 
     read_weight_file(path, "weights")  # compares the content with the digest in the file
-    yield Finding(OK, f"{path.name} (in the package): SHA-256 {_sha256(path)[:16]}...")
+    yield Finding(OK, f"{path.name} (in the package): SHA-256 {digest_of(path)[:16]}...")
 
 
 def _self_test() -> Iterator[Finding]:
@@ -201,14 +202,6 @@ def _self_test_on(device: str) -> Iterator[Finding]:
     seconds = time.perf_counter() - start
     text = f"ViT-demo on {device}: differs by {difference:.1e} at most ({name}; tolerance {TOLERANCE:.0e})"
     yield Finding(OK if difference <= TOLERANCE else BROKEN, f"{text}, {seconds:.1f} s")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 SECTIONS = {

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from anomalib import TaskType
 from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType, ExportType
 from anomalib.models.components.base.export_mixin import ExportMixin
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from anomalib_aprilgan import __version__
 from anomalib_aprilgan.export.exported_files import annotate, export_folder, replacing
@@ -23,6 +25,7 @@ from anomalib_aprilgan.integration.quiet import quietly
 from anomalib_aprilgan.integration.setup import ANY_CLASS
 from anomalib_aprilgan.method.clip import copy_without_text
 from anomalib_aprilgan.torch_model import AprilGanModel
+from anomalib_aprilgan_plugin import WithoutTelemetry
 
 __all__ = ["Exportable"]
 
@@ -127,21 +130,25 @@ class Exportable(ExportMixin):
             input_size = (self.model.image_size, self.model.image_size)
         is_large = _size_in_bytes(deployed.model) > LARGEST_FILE
         options = {"opset_version": OPSET, "verbose": False, "external_data": is_large}
-        with replacing(export_root, ExportType.ONNX) as unfinished:
+        with WithoutTelemetry(), replacing(export_root, ExportType.ONNX) as unfinished:
             with torch.no_grad(), quietly():  # with gradients, torch would lose the module names
                 path = ExportMixin.to_onnx(deployed, unfinished, model_file_name, input_size, **(options | kwargs))
             annotate(path, deployed.metadata)
         return export_folder(export_root, ExportType.ONNX) / path.name
 
     @with_short_errors
-    def to_openvino(  # type: ignore[override]  # anomalib's other arguments are in kwargs
+    def to_openvino(
         self,
         export_root: Path | str,
         model_file_name: str = "model",
         input_size: tuple[int, int] | None = None,
         compression_type: CompressionType | None = None,
         datamodule: AnomalibDataModule | None = None,
-        **kwargs: Any,  # noqa: ANN401
+        metric: Metric | None = None,
+        task: TaskType | None = None,
+        max_drop: float = 0.01,
+        ov_kwargs: dict[str, Any] | None = None,
+        onnx_kwargs: dict[str, Any] | None = None,
     ) -> Path:
         """Export as OpenVINO IR, with :attr:`metadata` as runtime information under ``framework``.
 
@@ -153,7 +160,11 @@ class Exportable(ExportMixin):
                 image tower, which takes most of the time, with 8 bits, and the rest with full precision.
             datamodule: Images for the calibration of ``INT8_PTQ`` and ``INT8_ACQ``: the validation split, or the
                 training split if there is none. It also provides class name and reference images that are not set yet.
-            **kwargs: Further arguments of anomalib's ``to_openvino``.
+            metric: Metric that ``INT8_ACQ`` watches. ``None``: F1 of the image labels.
+            task: Not used; it stands here because anomalib's method has it.
+            max_drop: Largest decrease of the metric that ``INT8_ACQ`` allows, in [0, 1].
+            ov_kwargs: Further arguments of OpenVINO's ``convert_model``.
+            onnx_kwargs: Further arguments of ``torch.onnx.export``.
 
         Returns:
             The ``.xml`` file. Existing files are replaced only when the new files are complete.
@@ -161,7 +172,9 @@ class Exportable(ExportMixin):
         Raises:
             ModuleNotFoundError: If packages of the extra ``export`` are not installed.
             ValueError: If the compression is unknown, or there are no images for its calibration.
+            OSError: If the files cannot be written.
         """
+        del task
         if compression_type is not None:
             compression_type = CompressionType(compression_type)
         is_8_bit = compression_type not in {None, CompressionType.FP16}
@@ -173,41 +186,24 @@ class Exportable(ExportMixin):
             )
             raise ValueError(msg)
         deployed = self._deployed(datamodule)
-        with replacing(export_root, ExportType.OPENVINO) as unfinished:
-            path = ExportMixin.to_openvino(
-                deployed,
-                unfinished,
-                model_file_name,
-                input_size,
-                compression_type,
-                datamodule,
-                **kwargs,
-            )
+        with WithoutTelemetry(), replacing(export_root, ExportType.OPENVINO) as unfinished:
+            import openvino  # noqa: PLC0415  # part of the extra `export`
+
+            onnx_file = deployed.to_onnx(unfinished, model_file_name, input_size, **(onnx_kwargs or {}))
+            model = openvino.convert_model(onnx_file, **(ov_kwargs or {}))
+            if is_8_bit:
+                from anomalib_aprilgan.export.quantization import compress  # noqa: PLC0415  # needs nncf
+
+                model = compress(model, compression_type, datamodule, metric, max_drop, self.model.image_size)
+            path = export_folder(unfinished, ExportType.OPENVINO) / f"{model_file_name}.xml"
+            openvino.save_model(model, path, compress_to_fp16=compression_type == CompressionType.FP16)
         return export_folder(export_root, ExportType.OPENVINO) / path.name
-
-    def _compress_ov_model(
-        self,
-        model: Any,  # noqa: ANN401  # a model of openvino
-        compression_type: CompressionType | None = None,
-        datamodule: AnomalibDataModule | None = None,
-        metric: Any = None,  # noqa: ANN401
-        task: Any = None,  # noqa: ANN401
-        max_drop: float = 0.01,
-    ) -> Any:  # noqa: ANN401
-        """Compress the image tower only. anomalib's method, which this overrides, compresses the whole model."""
-        from anomalib_aprilgan.export import quantization  # noqa: PLC0415  # needs nncf
-
-        del task
-        if compression_type == CompressionType.INT8_PTQ and datamodule is not None:
-            return quantization.quantize(model, datamodule)
-        if compression_type == CompressionType.INT8_ACQ and datamodule is not None:
-            return quantization.quantize_within(max_drop, model, datamodule, metric, self.model.image_size)
-        return quantization.compress_weights(model)
 
     def _deployed(self, datamodule: AnomalibDataModule | None = None) -> "Exportable":
         """Return a copy that is set up, without text tower and metrics. The copy shares the image tower.
 
-        Metrics are removed because they store scores of test images.
+        Metrics are removed because they store scores of test images, and other classes because their names may be
+        secret.
 
         Raises:
             RuntimeError: If weights, references or thresholds contain NaN or infinite values.
@@ -220,6 +216,10 @@ class Exportable(ExportMixin):
             logger.warning("The model is exported for the class %r. Pass `class_name` to name the object.", ANY_CLASS)
         deployed = cast("Exportable", copy_without_text(cast("nn.Module", self), self.model.clip))
         deployed.evaluator = None
+        deployed.model.forget_other_classes()
+        module = cast("Any", deployed)
+        module.hparams.clear()  # the arguments, of which the setup has replaced some
+        module.save_hyperparameters({"learning_rate": module.learning_rate})
         deployed._refuse_non_finite()  # noqa: SLF001
         return deployed
 

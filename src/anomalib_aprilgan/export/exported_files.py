@@ -4,14 +4,25 @@
 """Files of exported models: replacement of existing files, and metadata of ONNX files."""
 
 import ast
+import errno
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Final
 
 from anomalib.deploy import ExportType
 
+from anomalib_aprilgan.files.whole_files import unfinished_folder
+
 __all__ = ["annotate", "export_folder", "replacing"]
+
+LOADED: Final = (".xml", ".onnx", ".pt")
+"""Suffixes of the files that are loaded. OpenVINO models and large ONNX models have a second file with weights."""
+
+ALMOST_NOTHING: Final = 1 << 20
+"""Bytes on the disk below which an error is taken for that of a full disk."""
 
 
 def export_folder(export_root: Path | str, kind: ExportType) -> Path:
@@ -21,23 +32,49 @@ def export_folder(export_root: Path | str, kind: ExportType) -> Path:
 
 @contextmanager
 def replacing(export_root: Path | str, kind: ExportType) -> Iterator[Path]:
-    """Provide a temporary export root, and replace existing files with its files at the end.
-
-    If the export fails, existing files are kept.
+    """Provide a temporary export root, and put its files in place at the end. After an error, existing files are kept.
 
     Args:
         export_root: Export root of the final files.
         kind: Format of the exported model.
 
     Yields:
-        The temporary export root.
+        The temporary export root, on the same file system.
+
+    Raises:
+        OSError: If the files cannot be written.
     """
     folder = export_folder(export_root, kind)
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
-        yield Path(unfinished)
-        for file in sorted(export_folder(unfinished, kind).iterdir()):
-            file.replace(folder / file.name)
+    with unfinished_folder(folder) as unfinished:
+        made = export_folder(unfinished, kind)
+        made.mkdir(parents=True)
+        try:
+            yield unfinished
+        except Exception as error:
+            if shutil.disk_usage(folder).free < ALMOST_NOTHING:  # torch and OpenVINO do not say so
+                msg = f"{os.strerror(errno.ENOSPC)}, so that the model was not exported"
+                raise OSError(errno.ENOSPC, msg, str(folder)) from error
+            raise
+        _put_in_place(sorted(made.iterdir()), folder)
+
+
+def _put_in_place(files: list[Path], folder: Path) -> None:
+    """Replace the files of a model: first those with weights, then the one that is loaded.
+
+    In between, the latter is missing, so that new weights are never loaded with an old graph, even after a kill.
+    """
+    loaded = [file for file in files if file.suffix in LOADED]
+    others = [file for file in files if file not in loaded]
+    for file in loaded if others else ():
+        (folder / file.name).unlink(missing_ok=True)
+    for file in (*others, *loaded):
+        with file.open("rb+") as content:
+            os.fsync(content.fileno())
+        os.replace(file, folder / file.name)  # noqa: PTH105  # the one call that tests replace
+    for file in loaded:
+        weights = folder / f"{file.name}.data"
+        if weights.name not in {other.name for other in others}:
+            weights.unlink(missing_ok=True)  # of an earlier model that was larger
 
 
 def annotate(path: Path, metadata: dict[str, str]) -> None:

@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,10 @@ from anomalib.post_processing import PostProcessor
 from torch import Tensor, nn
 
 from anomalib_aprilgan.files.adapter_files import refuse_foreign_state
+from anomalib_aprilgan.files.paths import checked_path
 from anomalib_aprilgan.files.weight_files import read_weight_file, refuse_non_finite, write_weight_file
-from anomalib_aprilgan.integration.checkpoints import non_finite_state
+from anomalib_aprilgan.integration.checkpoints import check_facts, non_finite_state
+from anomalib_aprilgan.method.adapted_clip import misfits
 from anomalib_aprilgan.method.setup import Setup
 from anomalib_aprilgan.torch_model import AprilGanModel
 
@@ -26,6 +29,10 @@ METADATA_KEY = "anomalib_aprilgan_product"
 
 STATE, POST_PROCESSOR = "model.state.", "post_processor."
 """Prefixes of the names of product-specific values in the state dict."""
+
+
+SHARES = ("image_sensitivity", "pixel_sensitivity", "false_alarm_rate")
+"""Options of the post-processor that lie in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ class Product:
             ValueError: If the file is missing, damaged or no product file, or contains NaN or infinity; the message
                 names it.
         """
-        path = Path(path).expanduser()
+        path = checked_path(path, "path")
         if not path.is_file():
             msg = f"Expected argument `path` to be a product file, but got {str(path)!r}, which is no existing file."
             raise ValueError(msg)
@@ -110,9 +117,8 @@ class Product:
         try:
             content = json.loads(metadata[METADATA_KEY])
             facts, options, calibrated_with = (dict(content[name]) for name in ("facts", "options", "calibrated_with"))
-            Setup.from_dict(facts["setup"])
-            missing = {"k_shot", "origin", "reference_layers"} - set(facts)
-        except (KeyError, TypeError, ValueError):
+            missing = {"setup", "k_shot", "origin", "reference_layers"} - set(facts)
+        except (KeyError, TypeError, ValueError, RecursionError):
             missing = {METADATA_KEY}
         if missing:
             msg = (
@@ -120,6 +126,7 @@ class Product:
                 "with `model.product.save(path)`."
             )
             raise ValueError(msg)
+        check_facts(facts, f"The product file {path}")
         refuse_non_finite(non_finite_state(tensors), f"The product file {path}")
         return cls(tensors, facts, options, calibrated_with)
 
@@ -145,18 +152,22 @@ def apply_product(model: CalibratedModel, product: Product) -> None:
         ValueError: If the product was made by another model; the message names both sides.
     """
     model.ensure_adapters()
+    check_facts(product.facts, "The product")
     subject = f"The product {product.class_name!r} does"
     refuse_foreign_state(product.facts, model.model.origin, model.model.reference_layers, subject)
     ours, theirs = _calibrated_with(model), product.calibrated_with
     conflicts = [
         f"{name} {theirs.get(name)!r} against {value!r}" for name, value in ours.items() if theirs.get(name) != value
     ]
-    if conflicts or _shapes(product.tensors) != _shapes(_tensors(model)):
+    if conflicts:
         msg = (
             f"Expected a product of this model, but {product.class_name!r} was calibrated with another model: "
-            f"{', '.join(conflicts) or 'its values have other names or shapes'}. Load the model that made the product, "
-            "or make the product anew."
+            f"{', '.join(conflicts)}. Load the model that made the product, or make the product anew."
         )
+        raise ValueError(msg)
+    faults = _faults(product, model)
+    if faults:
+        msg = f"The product {product.class_name!r} is damaged: {', '.join(faults)}. Make it anew."
         raise ValueError(msg)
     record = Setup.from_dict(product.facts["setup"]).restored()
     record = replace(record, references=replace(record.references, origin="call"))
@@ -172,6 +183,33 @@ def apply_product(model: CalibratedModel, product: Product) -> None:
         model.model.state.record = record
         if isinstance(model.post_processor, PostProcessor):
             model.post_processor.load_checkpoint_config(dict(product.options))
+
+
+def _faults(product: Product, model: CalibratedModel) -> list[str]:
+    """List what is wrong with a product of this model; nothing of it has been used before."""
+    own = _tensors(model)
+    faults = misfits(product.tensors, own)
+    faults += [f"{name} is missing" for name in own if name not in product.tensors]
+    faults += [f"{name} is unknown" for name in product.tensors if name not in own]
+    banks = {len(bank) for name, bank in product.tensors.items() if ".memory_banks." in name and name not in faults}
+    if not faults and banks != {product.facts["k_shot"] * model.model.tokens_per_reference}:
+        faults.append(f"memory banks of {product.facts['k_shot']} images have {banks} tokens")
+    class_name = Setup.from_dict(product.facts["setup"]).class_name
+    if class_name is None or not class_name.strip():
+        faults.append("class_name is missing")
+    ours = _options(model)
+    names = dict.fromkeys([*ours, *product.options])
+    return faults + [f"option {name!r}" for name in names if not _is_option(name, product.options, ours)]
+
+
+def _is_option(name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
+    """Whether a value is of the same kind as that of the model's post-processor; shares are in [0, 1]."""
+    if name not in theirs or name not in ours:
+        return False
+    numbers = [isinstance(value, int | float) and not isinstance(value, bool) for value in (theirs[name], ours[name])]
+    if not all(numbers):
+        return type(theirs[name]) is type(ours[name])
+    return abs(theirs[name]) <= sys.float_info.max and (name not in SHARES or 0 <= theirs[name] <= 1)
 
 
 def _replace_buffer(module: nn.Module, name: str, value: Tensor) -> None:
@@ -200,8 +238,8 @@ def _options(model: CalibratedModel) -> dict[str, Any]:
 
 def _calibrated_with(model: CalibratedModel) -> dict[str, Any]:
     digest = hashlib.sha256()
-    for weight in model.model.adapters.state_dict().values():
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for weight in model.model.adapters.state_dict().values():  # signs do not depend on the precision
+        digest.update(torch.signbit(weight.detach()).cpu().numpy().tobytes())
     return {
         "adapters": digest.hexdigest()[:16],
         "map_stages": list(model.model.map_stages),
@@ -209,11 +247,4 @@ def _calibrated_with(model: CalibratedModel) -> dict[str, Any]:
         "image_size": model.model.image_size,
         "window": model.model.architecture.window,
         "post_processor": type(model.post_processor).__name__,
-    }
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return shapes by name; for memory banks without the number of tokens, which depends on the product."""
-    return {
-        name: tuple(tensor.shape[1:] if ".memory_banks." in name else tensor.shape) for name, tensor in tensors.items()
     }

@@ -13,6 +13,7 @@ from typing import Any
 import nncf
 import torch
 from anomalib.data import AnomalibDataModule, ImageBatch
+from anomalib.deploy import CompressionType
 from anomalib.metrics import F1Score
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
@@ -23,7 +24,7 @@ from torchvision.tv_tensors import Mask
 from anomalib_aprilgan.integration.pre_processing import EightBitResize
 from anomalib_aprilgan.integration.quiet import quietly
 
-__all__ = ["compress_weights", "quantize", "quantize_within"]
+__all__ = ["compress"]
 
 TOWER = "model.clip."
 """Prefix of the names of operations in CLIP's image tower."""
@@ -33,6 +34,37 @@ LARGEST_SET = 300
 
 OpenVinoModel = Any
 """A model of openvino. The type annotations of openvino and nncf do not match."""
+
+
+def compress(
+    model: OpenVinoModel,
+    compression_type: CompressionType | None,
+    datamodule: AnomalibDataModule | None,
+    metric: Metric | None,
+    max_drop: float,
+    image_size: int,
+) -> OpenVinoModel:
+    """Compress the image tower.
+
+    Args:
+        model: The exported model.
+        compression_type: ``INT8``, ``INT8_PTQ`` or ``INT8_ACQ``.
+        datamodule: Images for the last two.
+        metric: Metric for the last one.
+        max_drop: Largest allowed decrease of the metric, in [0, 1].
+        image_size: Height and width of the model's maps in pixels.
+
+    Returns:
+        The compressed model.
+
+    Raises:
+        ValueError: If an argument is invalid, or the datamodule has no images.
+    """
+    if compression_type == CompressionType.INT8_PTQ and datamodule is not None:
+        return quantize(model, datamodule)
+    if compression_type == CompressionType.INT8_ACQ and datamodule is not None:
+        return quantize_within(max_drop, model, datamodule, metric, image_size)
+    return compress_weights(model)
 
 
 def compress_weights(model: OpenVinoModel) -> OpenVinoModel:

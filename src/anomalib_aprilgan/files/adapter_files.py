@@ -12,6 +12,7 @@ from torch import Tensor
 
 from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
 from anomalib_aprilgan.files.embedded import ADAPTERS, TAG
+from anomalib_aprilgan.files.paths import checked_path
 from anomalib_aprilgan.files.published import PUBLISHED, fetch
 from anomalib_aprilgan.files.weight_files import non_finite, read_weight_file, refuse_non_finite, write_weight_file
 
@@ -42,10 +43,10 @@ def find_adapters(
         ValueError: If the file cannot be used or does not fit the model; the message names both sides.
         RuntimeError: If published adapters cannot be downloaded.
     """
-    if adapter in PUBLISHED:
-        origin = PUBLISHED[str(adapter)].origin
+    if isinstance(adapter, str) and adapter in PUBLISHED:
+        origin = PUBLISHED[adapter].origin
         _raise_if_any(origin.conflicts_with(model), f"The published adapters {adapter!r} do", origin, model)
-        weights, _ = read_adapters(fetch(str(adapter)))
+        weights, _ = read_adapters(fetch(adapter))
     else:
         weights, origin = read_adapters(ADAPTERS if adapter == TAG else adapter)
     found = [tuple(weights[f"fc.{number}.weight"].shape) for number in range(len(weights) // 2)]
@@ -116,7 +117,7 @@ def read_adapters(path: str | Path) -> tuple[dict[str, Tensor], AdapterOrigin]:
         ValueError: If the file is missing or damaged, would run code, holds no adapters, or contains NaN or infinite
             values; the message names it.
     """
-    path = Path(path).expanduser()
+    path = checked_path(path, "adapter")
     if not path.is_file():
         msg = (
             f"Expected argument `adapter` to be 'visa', 'mvtec', 'demo', None or the path of an adapter file, but got "
@@ -126,7 +127,7 @@ def read_adapters(path: str | Path) -> tuple[dict[str, Tensor], AdapterOrigin]:
     content, metadata = read_weight_file(path, "adapters")
     try:
         weights, origin = _adapters_in(content, metadata)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         msg = f"The file {path} contains no adapters: {error}."
         raise ValueError(msg) from error
     refuse_non_finite(non_finite(weights.items()), f"The file {path}")

@@ -67,10 +67,27 @@ class AdapterOrigin:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "AdapterOrigin":
-        """Make an origin from the return value of :meth:`to_dict`; unknown fields are ignored."""
+        """Make an origin from the return value of :meth:`to_dict`; unknown fields are ignored.
+
+        Raises:
+            TypeError: If a field has a value of another type.
+        """
         known: dict[str, Any] = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
         known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+        for name, value in known.items():
+            if not _is_of_type(name, value):
+                msg = f"expected other values than {name}={str(value)[:80]!r}"
+                raise TypeError(msg)
         return cls(**known)
+
+
+def _is_of_type(name: str, value: object) -> bool:
+    if name == "trained_on":
+        return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+    if name == "layers" and isinstance(value, tuple):
+        return all(type(one) is int for one in value)
+    expected = {"quick_gelu": bool, "image_size": int, "window": int}.get(name, str)
+    return value is None or (type(value) is expected and name != "layers")
 
 
 def _is_same_tag(theirs: str, ours: str | None) -> bool:

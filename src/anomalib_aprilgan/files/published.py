@@ -7,17 +7,16 @@ The files come from one commit of the authors' repository (github.com/ByChelsea/
 accepted if its git object id is correct, so it may also come from a mirror.
 """
 
-import hashlib
 import logging
 import os
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from platformdirs import user_cache_path
 
 from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
+from anomalib_aprilgan.files.digests import digest_of
 from anomalib_aprilgan.files.downloads import MissingFileError, download
 
 __all__ = [
@@ -39,6 +38,10 @@ SOURCE = (
     "https://raw.githubusercontent.com/ByChelsea/VAND-APRIL-GAN/"
     "f13b8a634e04f9fde8fa03db125b25af5695d8e1/exps/pretrained"
 )
+
+
+LIMIT = 100_000_000
+"""Largest size of an adapter file in bytes. The published ones have 13 MB."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ PUBLISHED = {
 def fetch(name: str) -> Path:
     """Return the path of a published adapter file, after downloading it if it is not in the cache.
 
-    A download is checked before it is moved into the cache, so the cache never contains an incomplete file.
+    A download is checked before it is moved into the cache.
 
     Args:
         name: ``"mvtec"`` (trained on MVTec AD) or ``"visa"`` (trained on VisA).
@@ -90,28 +93,26 @@ def fetch(name: str) -> Path:
             the path in the cache.
     """
     published = PUBLISHED[name]
+
+    def find_fault(path: Path) -> str:
+        found = git_object_id(path)
+        expected = published.git_object_id
+        return "" if found == expected else f"has the git object id {found} instead of {expected}"
+
     path = cached_file(name)
     if path.is_file():
-        if git_object_id(path) == published.git_object_id:
+        if not find_fault(path):
             return path
         logger.warning("The file %s is damaged (wrong git object id). It is downloaded again.", path)
-
     url = f"{os.environ.get(MIRROR_VARIABLE, SOURCE).rstrip('/')}/{published.file_name}"
-    advice = _advice(name)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
-            unfinished = Path(folder) / path.name
-            download(url, unfinished)
-            found = git_object_id(unfinished)
-            if found == published.git_object_id:
-                unfinished.replace(path)
+        if not path.is_absolute():
+            msg = "there is no home directory for the cache"
+            raise OSError(msg)  # noqa: TRY301
+        download(url, path, LIMIT, find_fault)
     except (OSError, HTTPException, ValueError) as error:
-        reason = f"{url}: {error}"
-        raise MissingFileError(reason, advice) from error
-    if found != published.git_object_id:
-        reason = f"{url} has the git object id {found} instead of {published.git_object_id} and was deleted"
-        raise MissingFileError(reason, advice)
+        reason = str(error) if url in str(error) else f"{url}: {error}"
+        raise MissingFileError(reason, _advice(name)) from error
     return path
 
 
@@ -143,5 +144,4 @@ def _advice(name: str) -> str:
 
 def git_object_id(path: Path) -> str:
     """Compute the git object id of a file."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    return digest_of(path, "sha1", b"blob %d\0" % path.stat().st_size)

@@ -32,6 +32,9 @@ STORAGES = {
 }
 """Types of values by the names that archives use."""
 
+LARGEST_NUMBER = 10_000
+"""Number of modules in an archive; a CLIP has some hundreds."""
+
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive."""
@@ -78,18 +81,31 @@ class _Module:
         self.__dict__.update(state)
 
 
-def _state_dict(module: object, prefix: str = "") -> dict[str, Tensor]:
+def _state_dict(root: object) -> dict[str, Tensor]:
+    """Return the tensors of a module by name. A module may occur in several places; a forged one even in itself."""
     found: dict[str, Tensor] = {}
-    for name, value in vars(module).items():
-        if isinstance(value, _Module):
-            found |= _state_dict(value, f"{prefix}{name}.")
-        elif isinstance(value, Tensor) and name in type(module).names:  # type: ignore[attr-defined]
-            found[prefix + name] = value
+    number = 0
+
+    def visit(module: object, prefix: str) -> None:
+        nonlocal number
+        number += 1
+        if number > LARGEST_NUMBER:
+            msg = f"it has more than {LARGEST_NUMBER} modules"
+            raise ValueError(msg)
+        for name, value in vars(module).items():
+            if isinstance(value, _Module):
+                visit(value, f"{prefix}{name}.")
+            elif isinstance(value, Tensor) and name in type(module).names:  # type: ignore[attr-defined]
+                found[prefix + name] = value
+
+    visit(root, "")
     return found
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # noqa: SLF001
     """Builds nothing but tensors, plain data, and modules without code.
+
+    It is based on Python's implementation of pickle, since a few bytes can make that in C reserve gigabytes.
 
     Args:
         file: ``data.pkl`` of the archive.

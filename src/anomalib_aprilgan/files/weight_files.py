@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from anomalib_aprilgan.files.paths import checked_path
 from anomalib_aprilgan.files.torchscript import is_torchscript, read_torchscript
 from anomalib_aprilgan.files.whole_files import write_file
 
@@ -27,6 +28,15 @@ OWN_KEYS = "anomalib_aprilgan"
 
 DIGEST_KEY = f"{OWN_KEYS}_sha256"
 """Metadata key of the SHA-256 of tensors and other metadata."""
+
+LARGEST_METADATA = 10_000_000
+"""Characters of metadata in a safetensors file."""
+
+LARGEST_GROWTH = 100_000_000
+"""Bytes by which an archive may grow when it is unpacked. Only TorchScript's code is compressed, tensors are not."""
+
+LARGEST_CONTENT = 1_000_000
+"""Number of values, such as tensors, numbers and strings, in a file."""
 
 REFUSED_CODE = re.compile(r"GLOBAL|reduce|unrecognized function|allowlisted|safe_globals", flags=re.IGNORECASE)
 """Words in torch's errors about files that contain more than tensors and plain data."""
@@ -48,29 +58,46 @@ def read_weight_file(path: Path, kind: str, *, torchscript: bool = False) -> tup
             found by the checksums of zip archives, such as files of ``torch.save``, and by the digest of own files.
     """
     try:
+        if not path.is_file():
+            msg = "it is no file"
+            raise ValueError(msg)  # noqa: TRY301
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                metadata = dict(file.metadata() or {})
-            _check_digest(tensors, metadata)
-            return tensors, metadata
+            return _read_safetensors(path)
+        _check_records(path)
         if is_torchscript(path):
             if not torchscript:
                 msg = "a TorchScript archive is not allowlisted"
                 raise pickle.UnpicklingError(msg)  # noqa: TRY301
-            return read_torchscript(path), {}
-        _check_records(path)
-        return torch.load(path, map_location="cpu", weights_only=True), {}
-    except Exception as error:  # damaged files and other formats raise errors of many types
-        if isinstance(error, pickle.UnpicklingError) and REFUSED_CODE.search(str(error)):
+            content: Any = read_torchscript(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_content(content)
+    except pickle.UnpicklingError as error:
+        if REFUSED_CODE.search(str(error)):
             msg = (
                 f"The file {path} was not loaded, because it contains more than {kind} and would run code. Use a file "
                 "that contains only tensors and plain data."
             )
         else:
-            reason = " ".join(str(error).partition("\n")[0].split()[:40]) or "the file is empty or truncated"
-            msg = f"Could not read {kind} from {path}: {type(error).__name__}: {reason}. Replace the file."
+            msg = f"Could not read {kind} from {path}: the file is damaged or of another type. Replace the file."
+        raise ValueError(msg) from None  # torch's error would advise to run the code
+    except Exception as error:  # damaged files and other formats raise errors of many types
+        reason = " ".join(str(error).partition("\n")[0].split()[:40]) or "the file is empty or truncated"
+        msg = f"Could not read {kind} from {path}: {type(error).__name__}: {reason}. Replace the file."
         raise ValueError(msg) from error
+    else:
+        return content, {}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata() or {})
+        if sum(map(len, metadata.values())) > LARGEST_METADATA:
+            msg = f"it has more than {LARGEST_METADATA} characters of metadata"
+            raise ValueError(msg)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    _check_digest(tensors, metadata)
+    return tensors, metadata
 
 
 def write_weight_file(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
@@ -88,7 +115,7 @@ def write_weight_file(path: str | Path, tensors: Mapping[str, Tensor], metadata:
         ValueError: If the path has another suffix.
         OSError: If the file cannot be written.
     """
-    path = Path(path).expanduser()
+    path = checked_path(path, "path")
     if path.suffix != ".safetensors":
         msg = f"Expected argument `path` to end in '.safetensors', but got {str(path)!r}."
         raise ValueError(msg)
@@ -150,10 +177,47 @@ def _check_digest(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> No
 
 
 def _check_records(path: Path) -> None:
-    """Check the checksums of a zip archive. torch does not check them."""
+    """Check sizes and checksums of a zip archive. torch does not check the latter."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
+            unpacked = sum(record.file_size for record in archive.infolist())
+            if unpacked > path.stat().st_size + LARGEST_GROWTH:
+                msg = f"it would unpack to {unpacked / 1e6:,.0f} MB"
+                raise ValueError(msg)
             damaged = archive.testzip()
         if damaged is not None:
             msg = f"the file is damaged, because {damaged} in it differs from its checksum"
             raise ValueError(msg)
+
+
+def _check_content(content: object) -> None:
+    """Check that content is no larger than it seems: shared parts that multiply, and tensors larger than their memory.
+
+    Raises:
+        ValueError: If it is.
+        RecursionError: If it is nested too deeply.
+    """
+    parts = 0
+
+    def check(value: object) -> None:
+        nonlocal parts
+        parts += 1
+        if parts > LARGEST_CONTENT:
+            msg = f"it has more than {LARGEST_CONTENT} values"
+            raise ValueError(msg)
+        if isinstance(value, Tensor):
+            if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+                msg = "it holds a tensor without plain values"
+                raise ValueError(msg)
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                msg = "it holds a tensor that is larger than its values"
+                raise ValueError(msg)
+        elif isinstance(value, Mapping):
+            for key, one in value.items():
+                check(key)
+                check(one)
+        elif isinstance(value, list | tuple | set):
+            for one in value:
+                check(one)
+
+    check(content)

@@ -8,6 +8,7 @@ processes, containers and machines may write to one folder: each temporary folde
 file in it tells that its process still lives. The next writer deletes the folders of processes that were killed.
 """
 
+import errno
 import os
 import shutil
 import time
@@ -15,14 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Final
+from typing import Final, cast
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["UNFINISHED", "delete_leftovers", "replacing", "unfinished_folder", "write_file"]
+__all__ = ["UNFINISHED", "delete_leftovers", "one_at_a_time", "replacing", "unfinished_folder", "write_file"]
 
 UNFINISHED: Final = ".unfinished-"
 """Start of the names of temporary folders."""
@@ -79,9 +80,8 @@ def replacing(path: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             os.replace(unfinished, path)  # noqa: PTH105  # the one call that tests replace
     except OSError as error:
-        raise OSError(
-            error.errno, f"{error.strerror or error}, so that this file was not written", str(path)
-        ) from error
+        reason = f"{error.strerror or error}, so that this file was not written"
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error  # libraries may give a text alone
 
 
 def write_file(path: Path, content: bytes | str) -> Path:
@@ -100,6 +100,36 @@ def write_file(path: Path, content: bytes | str) -> Path:
     with replacing(path) as unfinished:
         unfinished.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
     return path
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[Path]:
+    """Let only one thread or process at a time make a file. The others wait, and one goes on where another has stopped.
+
+    Without locks, as on Windows and some network drives, none waits, and each begins anew in a folder of its own.
+
+    Args:
+        path: The file; its folder is made if it is missing.
+
+    Yields:
+        A folder beside the file for its unfinished parts. It is deleted at the end, unless there are some.
+
+    Raises:
+        OSError: If the folder cannot be made.
+    """
+    folder = path.with_name(f".{path.name}.parts")
+    lock = _wait_for_lock(folder)
+    if lock is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        with unfinished_folder(path.parent) as own:
+            yield own
+        return
+    try:
+        yield folder
+    finally:
+        if not any(part.stat().st_size for part in folder.iterdir()):  # the lock's file is empty
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
 
 
 def delete_leftovers(parent: Path) -> None:
@@ -128,15 +158,41 @@ def _locked_folder(parent: Path) -> tuple[Path, int | None]:
         folder = Path(mkdtemp(dir=parent, prefix=UNFINISHED))
         try:
             lock = _lock(folder)
-            if lock is None or os.path.samestat(os.fstat(lock), (folder / LOCK).stat()):
+            if _is_of(lock, folder):
                 return folder, lock
-            os.close(lock)
         except (FileNotFoundError, BlockingIOError):
             continue
 
 
-def _lock(folder: Path) -> int | None:
+def _wait_for_lock(folder: Path) -> int | None:
+    """Make a folder and lock it, however long another process holds the lock, and even if that one deletes it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = _lock(folder, waits=True)
+            if _is_of(lock, folder):
+                return lock
+        except FileNotFoundError:
+            continue
+
+
+def _is_of(lock: int | None, folder: Path) -> bool:
+    """Whether a lock is still that of a folder, which may have been deleted; if not, it is closed."""
+    try:
+        if lock is None or os.path.samestat(os.fstat(lock), (folder / LOCK).stat()):
+            return True
+    except FileNotFoundError:
+        pass
+    os.close(cast("int", lock))
+    return False
+
+
+def _lock(folder: Path, *, waits: bool = False) -> int | None:
     """Lock a temporary folder.
+
+    Args:
+        folder: The folder.
+        waits: Wait until no other process holds the lock.
 
     Returns:
         A descriptor that holds the lock until it is closed; ``None`` if the system has no locks.
@@ -148,7 +204,7 @@ def _lock(folder: Path) -> int | None:
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
             return descriptor
     except BlockingIOError:
         os.close(descriptor)

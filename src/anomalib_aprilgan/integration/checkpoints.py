@@ -15,16 +15,21 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
+from anomalib_aprilgan.files.paths import checked_path
 from anomalib_aprilgan.files.weight_files import non_finite, read_weight_file, refuse_non_finite
+from anomalib_aprilgan.method.adapted_clip import misfits
 from anomalib_aprilgan.method.options import MethodOptions
+from anomalib_aprilgan.method.setup import Setup
 from anomalib_aprilgan.torch_model import AprilGanModel
 
 __all__ = [
     "check_checkpoint",
+    "check_facts",
     "discard",
     "fitted_state",
     "is_calibrated_for",
     "non_finite_state",
+    "refuse_misfits",
     "saved_architecture",
     "saved_state",
     "without_metrics",
@@ -51,11 +56,11 @@ def check_checkpoint(path: str | Path) -> None:
         ValueError: If it is damaged, would run code, belongs to another model, or contains NaN or infinite values; the
             message names it.
     """
-    path = Path(path)
+    path = checked_path(path, "ckpt_path")
     if path.is_dir():
         msg = f"Expected a checkpoint file, but {path} is a folder. Pass the file in it, for instance model.ckpt."
         raise ValueError(msg)
-    if not path.is_file():
+    if not path.exists():
         return
     with anomalib_safe_globals():
         content, _ = read_weight_file(path, "a checkpoint")
@@ -75,11 +80,54 @@ def saved_state(checkpoint: Any, name: str = "The checkpoint") -> Mapping[str, A
     state = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
     extra = state.get(STATE_KEY) if isinstance(state, Mapping) else None
     required = {"setup", "origin", "reference_layers", "method", "k_shot"}
-    if not isinstance(extra, Mapping) or not required <= set(extra) or "pytorch-lightning_version" not in checkpoint:
+    is_complete = isinstance(extra, Mapping) and required <= set(extra)
+    if not is_complete or "pytorch-lightning_version" not in checkpoint:
         msg = f"{name} is no checkpoint of AprilGan. Pass adapters alone, also those of the authors, as `adapter`."
         raise ValueError(msg)
+    check_facts(extra, name)
     refuse_non_finite(non_finite_state(without_metrics(checkpoint)), name)
-    return extra
+    return cast("Mapping[str, Any]", extra)
+
+
+def check_facts(facts: Any, name: str) -> None:  # noqa: ANN401
+    """Check the types of the plain data of a model in a file.
+
+    Args:
+        facts: What ``AprilGanModel.get_extra_state`` returns.
+        name: Name of the file at the beginning of the message.
+
+    Raises:
+        ValueError: If they are damaged.
+    """
+    try:
+        Setup.from_dict(facts["setup"])
+        AdapterOrigin.from_dict(facts["origin"])
+        MethodOptions(**facts.get("method", {}))
+        stages = facts["reference_layers"]
+        if not isinstance(stages, list | tuple) or not all(type(one) is int for one in (*stages, facts["k_shot"])):
+            msg = "expected numbers of stages and reference images"
+            raise TypeError(msg)  # noqa: TRY301
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        msg = f"{name} is damaged: {type(error).__name__}: {error}. Use an undamaged file."
+        raise ValueError(msg) from error
+
+
+def refuse_misfits(state_dict: Mapping[str, Any], module: AnomalibModule, *, strict: bool) -> None:
+    """Check a state before any part of a model is changed.
+
+    Args:
+        state_dict: The state, fitted to the components of the model.
+        module: The model.
+        strict: Refuse a state that is not complete.
+
+    Raises:
+        ValueError: If the state belongs to another model, or is damaged.
+    """
+    cast("AprilGanModel", module.model).check_state(state_dict, "model.", strict=strict)
+    wrong = misfits(state_dict, {name: one for name, one in module.state_dict().items() if isinstance(one, Tensor)})
+    if wrong:
+        msg = f"The state does not fit the model: {', '.join(wrong[:4])} have other shapes or types. Use another file."
+        raise ValueError(msg)
 
 
 def non_finite_state(state_dict: Mapping[str, Any]) -> list[str]:

@@ -3,8 +3,7 @@
 
 """Checks of image and mask files before a run: damage, bits per channel, orientation and size."""
 
-import struct
-import zlib
+import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +15,8 @@ __all__ = ["Problem", "check_image_files", "describe_problems", "find_problems"]
 Size = tuple[int, int]
 """Width and height in pixels."""
 
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, struct.error, zlib.error)
-"""What PIL raises for damaged files."""
+FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "DIB", "PPM", "WEBP", "GIF", "JPEG2000", "AVIF")
+"""Formats of images. PIL tells a format by a file's content, not by its suffix, and runs other programs for some."""
 
 TURNED = range(2, 9)
 """EXIF orientations of images whose pixels are stored rotated or mirrored."""
@@ -109,6 +108,8 @@ def _mask_problem(image: str, mask: object, sizes: Mapping[str, Size]) -> Proble
 
 def _size_or_problem(path: Path, *, is_mask: bool = False) -> Size | Problem:
     try:
+        if (unsafe := _unsafe(path)) is not None:
+            return unsafe
         with Image.open(path) as image:
             bits, mode, size = _bits_per_channel(image, path), image.mode, image.size
             if image.format == "PNG":
@@ -123,7 +124,7 @@ def _size_or_problem(path: Path, *, is_mask: bool = False) -> Size | Problem:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         remedy = "Shrink images that are too large or cut them into tiles; `PIL.Image.MAX_IMAGE_PIXELS` sets the limit."
         return Problem(str(path), f"{path} is too large ({error})", remedy)
-    except DAMAGE as error:
+    except Exception as error:  # PIL raises errors of many types for damaged files
         remedy = "If a file is damaged, or of a format that Pillow cannot read, replace or remove it."
         return Problem(str(path), f"{path} is damaged or no image ({error})", remedy)
     if bits > 8 and not (is_mask and mode.startswith(("I", "F"))):  # noqa: PLR2004  # grey masks are read rightly
@@ -141,6 +142,16 @@ def _size_or_problem(path: Path, *, is_mask: bool = False) -> Size | Problem:
         )
         return Problem(str(path), f"{path} is stored rotated or mirrored (EXIF orientation {orientation})", remedy)
     return size
+
+
+def _unsafe(path: Path) -> Problem | None:
+    """Find what would wait for ever or run other programs, before anything is decoded."""
+    if path.exists() and not path.is_file():
+        return Problem(str(path), f"{path} is no file", "Remove folders, named pipes and devices from the images.")
+    with Image.open(path) as image:
+        if image.format in FORMATS:
+            return None
+        return Problem(str(path), f"{path} is of the format {image.format}", f"Use {', '.join(FORMATS)}.")
 
 
 def _bits_per_channel(image: Image.Image, path: Path) -> int:
@@ -165,8 +176,8 @@ def _orientation(path: Path) -> int:
         if image.format == "TIFF":  # PIL turns TIFF files while it loads them
             return 1
         if image.format == "PNG":
-            content = path.read_bytes()
-            if not any(marker in content for marker in EXIF_MARKERS):
-                return 1
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                if all(content.find(marker) < 0 for marker in EXIF_MARKERS):
+                    return 1
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         return orientation if isinstance(orientation, int) else 1

@@ -3,14 +3,16 @@
 
 """Files that a run writes for its images: one distinct path per image, and no files of an earlier run beside them."""
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 
-__all__ = ["OutputFolder", "named_items"]
+__all__ = ["OutputFolder", "named_items", "written"]
 
 INDEX = ".written-by-aprilgan"
 """File in an output folder that lists the files of the last run, so that the next one can remove them."""
@@ -28,6 +30,24 @@ def named_items(batch: Any, trainer: Trainer, batch_idx: int, dataloader_idx: in
     for number, item in enumerate(batch):
         name = f"image_{trainer.global_rank}_{dataloader_idx}_{batch_idx:06}_{number:03}.png"
         yield item.image_path or name, item
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Delete a file if it cannot be written completely.
+
+    Args:
+        path: The file, which is written within the ``with`` block.
+
+    Raises:
+        OSError: If the block raises one, for instance because the disk is full; it names the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        reason = f"{error.strerror or error}, so that this file was not written"
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error  # numpy and PIL give a text alone
 
 
 class OutputFolder:

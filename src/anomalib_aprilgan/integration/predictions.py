@@ -5,10 +5,11 @@
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TextIO, get_args
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from anomalib_aprilgan.integration import run_images
-from anomalib_aprilgan.integration.output_files import OutputFolder, named_items
+from anomalib_aprilgan.integration.output_files import OutputFolder, named_items, written
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.integration.visualizer import AprilGanVisualizer, photograph_size
 
@@ -119,7 +120,8 @@ class PredictionTable(Callback):
             if self._options.boxes:
                 row["boxes"] = _boxes(item)
             rows.append(row)
-        self._write(self._part(trainer, trainer.global_rank), rows, is_first=self._total == 0)
+        as_json = self._options.format == "jsonl" or trainer.world_size > 1
+        self._write(self._part(trainer, trainer.global_rank), rows, is_first=self._total == 0, as_json=as_json)
         self._total += len(rows)
         self._anomalous += sum(row["label"] == "anomalous" for row in rows)
 
@@ -153,45 +155,64 @@ class PredictionTable(Callback):
         is_part = rank is not None and trainer.world_size > 1
         return whole.with_name(f"{whole.name}.part{rank}") if is_part else whole
 
-    def _write(self, path: Path, rows: list[Row], *, is_first: bool) -> None:
-        """Write rows: the first ones replace a file that exists, others are appended."""
+    def _write(self, path: Path, rows: Iterable[Row], *, is_first: bool, as_json: bool) -> None:
+        """Write rows: the first ones replace a file that exists, others are appended. Rows are written as a whole.
+
+        Raises:
+            OSError: If the disk is full.
+        """
         if is_first:
             self._table_folder.add(path)
-        with path.open("w" if is_first else "a", newline="", encoding="utf-8", errors="surrogateescape") as table:
-            if self._options.format == "jsonl":
-                table.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
-                return
-            writer = csv.DictWriter(table, rows[0])
-            if is_first:
-                writer.writeheader()
-            writer.writerows(
-                {name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
-                for row in rows
-            )
+        text = StringIO(newline="")
+        if as_json:
+            text.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+        else:
+            _write_csv(text, list(rows), has_heading=is_first)
+        content = text.getvalue().encode("utf-8", "surrogateescape")
+        with path.open("wb" if is_first else "ab", buffering=0) as table:
+            before, rest = table.tell(), memoryview(content)
+            try:
+                while rest:  # the first write to a full disk is cut short, the next one raises an error
+                    rest = rest[table.write(rest) :]
+            except OSError as error:
+                table.truncate(before)
+                msg = f"{error.strerror}, so that the last scores were not written"
+                raise OSError(error.errno, msg, str(path)) from error
 
     def _merge(self, trainer: Trainer) -> None:
         """Merge the parts of all processes, in the order of the images."""
         order = {file: number for number, file in enumerate(self._files)}
         parts = [part for rank in range(trainer.world_size) if (part := self._part(trainer, rank)).is_file()]
-        rows = sorted(self._read(parts), key=lambda row: order.get(row["file"], len(order)))
-        self._write(self._part(trainer, None), rows, is_first=True)
+        rows: list[Row] = []
+        for part in parts:
+            with part.open(encoding="utf-8", errors="surrogateescape") as table:
+                rows += map(json.loads, table)
+        rows.sort(key=lambda row: order.get(row["file"], len(order)))
+        self._write(self._part(trainer, None), rows, is_first=True, as_json=self._options.format == "jsonl")
         for part in parts:
             part.unlink()
-
-    def _read(self, parts: Iterable[Path]) -> Iterable[Row]:
-        for part in parts:
-            with part.open(newline="", encoding="utf-8", errors="surrogateescape") as table:
-                lines = map(json.loads, table) if self._options.format == "jsonl" else csv.DictReader(table)
-                yield from lines
 
     def _write_map(self, file: str, anomaly_map: torch.Tensor) -> Path:
         path = self._maps.add(self._maps.path_for(file, f".{self._options.maps}"))
         values = anomaly_map.squeeze().float().cpu().numpy()
-        if self._options.maps == "npy":
-            np.save(path, values)
-        else:
-            Image.fromarray(values).save(path)
+        with written(path):
+            if self._options.maps == "npy":
+                np.save(path, values)
+            else:
+                Image.fromarray(values).save(path)
         return path
+
+
+def _write_csv(table: TextIO, rows: Sequence[Row], *, has_heading: bool) -> None:
+    """Write rows as CSV. No path begins like a formula, which a spreadsheet would run."""
+    writer = csv.DictWriter(table, rows[0])
+    if has_heading:
+        writer.writeheader()
+    for row in rows:
+        values = {name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
+        if row["file"].startswith(("=", "+", "-", "@", "\t", "\r")):
+            values["file"] = f"./{row['file']}"
+        writer.writerow(values)
 
 
 def _shortest(path: Path) -> Path:

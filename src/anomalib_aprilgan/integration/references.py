@@ -15,6 +15,7 @@ from anomalib.data.utils import LabelName, read_image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from anomalib_aprilgan.files.paths import checked_path
 from anomalib_aprilgan.integration.image_files import check_image_files
 
 __all__ = ["draw", "files_in_source", "normal_training_files", "read_references"]
@@ -44,7 +45,7 @@ def files_in_source(source: str | Path, argument: str = "few_shot_source") -> li
         ValueError: If the source does not exist, contains no images, holds masks or defects in subfolders, or lists a
             file that does not exist.
     """
-    source = Path(source).expanduser()
+    source = checked_path(source, argument)
     if source.is_dir():
         files = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
         _refuse_labelled_folder(source, files, argument)
@@ -98,14 +99,21 @@ def _files_in_list(source: Path, argument: str) -> list[Path]:
         )
         raise ValueError(msg) from error
     files = [source.parent / line for line in lines if line and not line.startswith("#")]
-    missing = [str(path) for path in files if not path.is_file()]
+    missing = [str(path) for path in files if not _is_file(path)]
     if missing:
         msg = (
             f"Expected argument `{argument}` to list existing files, but these in {str(source)!r} do not exist: "
-            f"{', '.join(missing[:5])}. Correct the list; relative paths start from its folder."
+            f"{', '.join(name[:200] for name in missing[:5])}. Correct the list; relative paths start from its folder."
         )
         raise ValueError(msg)
     return files
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # for instance a name that is too long
+        return False
 
 
 def normal_training_files(datamodule: AnomalibDataModule) -> list[Path]:

@@ -25,6 +25,7 @@ __all__ = [
     "datamodule_of",
     "describe",
     "lacks_validation_split",
+    "limit_predictions",
     "refuse_during_run",
     "reset_metrics",
     "running_trainer",
@@ -36,6 +37,13 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_SEED = 0
 """Seed where `seed_everything` was not called; Lightning's default as well."""
+
+
+BYTES_PER_PIXEL = 17
+"""Memory of a kept prediction: image and map as floats, and the mask."""
+
+MANY_GIGABYTES = 4
+"""Memory of kept predictions from which a warning says so."""
 
 
 def command_line_value(trainer: Trainer | None, name: str) -> object:
@@ -79,6 +87,28 @@ def seed_of(trainer: Trainer | None) -> int:
         return seed
     last_call = os.environ.get("PL_GLOBAL_SEED", "")
     return int(last_call) if last_call.isdecimal() else DEFAULT_SEED
+
+
+def limit_predictions(trainer: Trainer, number: int, image_size: int) -> None:
+    """Keep no predictions in memory on anomalib's command line, which discards them; from Python, warn of many.
+
+    Args:
+        trainer: The trainer of a prediction that has not begun.
+        number: Number of images.
+        image_size: Height and width of images and maps in pixels.
+    """
+    loop = trainer.predict_loop
+    is_command = any(isinstance(callback, SaveConfigCallback) for callback in getattr(trainer, "callbacks", ()))
+    if is_command and command_line_value(trainer, "return_predictions") is None:
+        loop.return_predictions = False
+    gigabytes = number * BYTES_PER_PIXEL * image_size**2 / 1e9
+    if loop.return_predictions and gigabytes > MANY_GIGABYTES:
+        logger.warning(
+            "The Engine keeps the predictions of all %d images in memory, about %.0f GB. Pass return_predictions=False "
+            "if the table of scores and the files beside it suffice.",
+            number,
+            gigabytes,
+        )
 
 
 def running_trainer(module: object) -> Trainer | None:

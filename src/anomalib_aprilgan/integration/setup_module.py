@@ -20,6 +20,7 @@ from torch import nn
 from typing_extensions import Self
 
 from anomalib_aprilgan.files.downloads import MissingFileError
+from anomalib_aprilgan.files.paths import checked_path
 from anomalib_aprilgan.integration import checkpoints, preparation, runs
 from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.callbacks import model_callbacks
@@ -93,7 +94,8 @@ class SetupModule(LightningModule):
     @property
     def arguments(self) -> Arguments:
         """What the user asked for, by arguments or by attributes that were set later."""
-        source = None if self.few_shot_source is None else str(Path(self.few_shot_source).expanduser().absolute())
+        given = self.few_shot_source
+        source = None if given is None else str(checked_path(given, "few_shot_source").absolute())
         return Arguments(self.class_name, None if self.adapter is None else str(self.adapter), self.k_shot, source)
 
     @property
@@ -253,7 +255,9 @@ class SetupModule(LightningModule):
         if extra_state is not None and "model" not in self._modules:
             self._make_model(checkpoints.saved_architecture(extra_state))
         module = cast("AnomalibModule", self)
-        loaded = super().load_state_dict(checkpoints.fitted_state(state_dict, module), strict, assign)
+        fitted = checkpoints.fitted_state(state_dict, module)
+        checkpoints.refuse_misfits(fitted, module, strict=strict)
+        loaded = super().load_state_dict(fitted, strict, assign)
         if not checkpoints.is_calibrated_for(state_dict, module):
             preparation.reset_calibration(self)
         if extra_state is not None and self.reference_files:

@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image, ImageFont
 
 from anomalib_aprilgan.integration import run_images
-from anomalib_aprilgan.integration.output_files import OutputFolder, named_items
+from anomalib_aprilgan.integration.output_files import OutputFolder, named_items, written
 
 __all__ = ["AprilGanVisualizer", "photograph_size"]
 
@@ -54,6 +54,10 @@ class AprilGanVisualizer(ImageVisualizer):
     """
 
     _pictures: OutputFolder | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the files of the present run, whose names a copy for somebody else should not contain."""
+        return {**self.__dict__, "_pictures": None}
 
     def visualize(
         self, predictions: Item | ImageBatch | NumpyImageBatch
@@ -117,7 +121,8 @@ class AprilGanVisualizer(ImageVisualizer):
         for name, item in named_items(batch, trainer, batch_idx, dataloader_idx):
             picture, path = self._draw(item), self.picture_of(name)
             if picture is not None and path is not None and self._pictures is not None:
-                picture.save(self._pictures.add(path))
+                with written(self._pictures.add(path)):
+                    picture.save(path)
 
     def _draw(self, item: Item) -> Image.Image | None:
         fields = [field for field in self.fields if getattr(item, field, None) is not None]

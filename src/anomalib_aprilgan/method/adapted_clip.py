@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from anomalib_aprilgan.files.adapter_files import find_adapters, refuse_foreign_state, write_adapters
 from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
 from anomalib_aprilgan.method.adapters import ClipProjection, StageAdapters
@@ -16,7 +18,10 @@ from anomalib_aprilgan.method.few_shot_clip import FewShotClip
 from anomalib_aprilgan.method.options import MethodOptions
 from anomalib_aprilgan.method.setup import Setup
 
-__all__ = ["AdaptedClip"]
+__all__ = ["AdaptedClip", "misfits"]
+
+BANKS = ".memory_banks."
+"""Part of the names of the memory banks' tokens in a state dict."""
 
 
 class AdaptedClip(FewShotClip):
@@ -130,9 +135,60 @@ class AdaptedClip(FewShotClip):
         if saved != self.state.record:
             self.state.record = saved.restored()
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
-        """Check that the state belongs to this model before anything is changed."""
+    def check_state(self, state_dict: Mapping[str, Any], prefix: str = "", *, strict: bool = True) -> None:
+        """Check that a state belongs to this model, before anything is changed.
+
+        Args:
+            state_dict: The state.
+            prefix: Beginning of the names of this model's part of it.
+            strict: Refuse a state that is not complete.
+
+        Raises:
+            ValueError: If it belongs to another model, or is damaged.
+        """
         extra_state = state_dict.get(f"{prefix}_extra_state")
         if extra_state is not None:
             refuse_foreign_state(extra_state, self.origin, self.reference_layers, "The checkpoint's weights do")
+            try:
+                Setup.from_dict(extra_state["setup"])
+            except (AttributeError, TypeError, ValueError) as error:
+                msg = f"The state is damaged: {error}. Use an undamaged file."
+                raise ValueError(msg) from error
+        own = {prefix + name: value for name, value in self.state_dict().items() if isinstance(value, Tensor)}
+        wrong = misfits(state_dict, own)
+        wrong += [name for name in own if strict and name not in state_dict]
+        banks = {len(value) for name, value in state_dict.items() if name in own and BANKS in name}
+        if wrong or len(banks) > 1 or any(length % self.tokens_per_reference for length in banks):
+            msg = (
+                f"The state does not fit the model: values are missing or have other shapes or types "
+                f"({', '.join(wrong[:4]) or 'memory banks'}). Use an undamaged file."
+            )
+            raise ValueError(msg)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401
+        """Load a state, after :meth:`check_state`."""
+        self.check_state(state_dict, strict=strict)
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
+        """Check a state also if it is loaded as a part of another module's, which looks for missing values itself."""
+        self.check_state(state_dict, prefix, strict=False)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def misfits(state: Mapping[str, Any], own: Mapping[str, Tensor]) -> list[str]:
+    """List the tensors of a state that cannot replace a model's own; memory banks may have any number of tokens.
+
+    Args:
+        state: The state.
+        own: The model's tensors by the same names.
+    """
+
+    def fits(theirs: object, ours: Tensor, first: int) -> bool:
+        if not isinstance(theirs, Tensor) or theirs.is_floating_point() != ours.is_floating_point():
+            return False
+        return theirs.ndim == ours.ndim and theirs.shape[first:] == ours.shape[first:]
+
+    return [
+        name for name, value in own.items() if name in state and not fits(state[name], value, 1 if BANKS in name else 0)
+    ]

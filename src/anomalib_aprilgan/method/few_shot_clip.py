@@ -95,7 +95,12 @@ class FewShotClip(nn.Module):
     @property
     def k_shot(self) -> int:
         """Number of reference images in the memory banks."""
-        return len(self.state.banks[0]) // (len(self.windows) * self.clip.num_patches)
+        return len(self.state.banks[0]) // self.tokens_per_reference
+
+    @property
+    def tokens_per_reference(self) -> int:
+        """Number of tokens of a reference image in each memory bank: the patches of all its views."""
+        return len(self.windows) * self.clip.num_patches
 
     @property
     def largest_map_value(self) -> float:
@@ -153,6 +158,10 @@ class FewShotClip(nn.Module):
     def encode_classes(self, class_names: Sequence[str]) -> Tensor:
         """Return the text features of ``N`` class names, one per image of a batch, shape ``(N, 2, D)``."""
         return self._text.of_classes(class_names, self.clip).to(self.text_features)
+
+    def forget_other_classes(self) -> None:
+        """Delete the text features of all classes except the current one."""
+        self._text.keep_only(self.class_name)
 
     def encode_references(self, images: Tensor) -> list[Tensor]:
         """Encode reference images one view after the other, which limits memory to the activations of one view.

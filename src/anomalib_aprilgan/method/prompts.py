@@ -77,7 +77,7 @@ def prompt_ensemble(class_name: str) -> tuple[list[str], list[str]]:
         7 x 35 sentences about the normal state and 5 x 35 sentences about the abnormal state.
 
     Raises:
-        ValueError: If the class name is empty.
+        ValueError: If the class name is empty, longer than 500 characters, or not valid UTF-8.
 
     Examples:
         >>> normal, abnormal = prompt_ensemble("bottle")
@@ -102,7 +102,7 @@ def single_prompts(class_name: str) -> tuple[list[str], list[str]]:
         One sentence about the normal state and one about the abnormal state. Both are part of the ensemble.
 
     Raises:
-        ValueError: If the class name is empty.
+        ValueError: If the class name is empty, longer than 500 characters, or not valid UTF-8.
 
     Examples:
         >>> single_prompts("bottle")
@@ -119,10 +119,25 @@ PROMPTS: dict[str, Callable[[str], tuple[list[str], list[str]]]] = {
 """Functions that return the prompts of a class, by the value of the argument ``prompts``."""
 
 
+LONGEST_NAME = 500
+"""Characters of the longest class name. CLIP's text tower reads the first 77 tokens of a sentence."""
+
+
 def _require_name(class_name: object) -> None:
     if not isinstance(class_name, str) or not class_name.strip():
         msg = (
             f"Expected argument `class_name` to be a non-empty name such as 'bottle', but got {class_name!r}. "
             "Pass class_name='object' if there is no better name."
+        )
+        raise ValueError(msg)
+    problem = ""
+    if len(class_name) > LONGEST_NAME:
+        problem = f"{len(class_name)} characters"
+    elif class_name.encode("utf-8", "replace").decode("utf-8") != class_name:  # from the name of a file or folder
+        problem = "bytes that are not UTF-8"
+    if problem:
+        msg = (
+            f"Expected argument `class_name` to be a text of at most {LONGEST_NAME} characters such as 'bottle', but "
+            f"got {problem}: {class_name[:40]!r}. Pass another name."
         )
         raise ValueError(msg)

@@ -90,6 +90,15 @@ class Setup:
         known |= {"references": References(**references), "trained_on": _strings(known.get("trained_on", ()))}
         known["post_processor"] = dict(known.get("post_processor", {}))
         setup = cls(**known)
+        for name, found, types in (
+            ("k_shot", setup.references.k_shot, int),
+            ("drawn_from", setup.references.drawn_from, str),
+            ("seed", setup.references.seed, int | None),
+            *((str(name), value, bool | int | float | None) for name, value in setup.post_processor.items()),
+        ):
+            if not isinstance(found, types):
+                msg = f"expected a plain value of `{name}`, but got {str(found)[:80]!r}"
+                raise TypeError(msg)
         for name, value in (("class_name", setup.class_name), ("adapter", setup.adapter)):
             if value is not None and not isinstance(value, str):
                 msg = f"expected `{name}` to be a string, but got {value!r}"

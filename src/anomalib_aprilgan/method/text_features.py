@@ -4,6 +4,8 @@
 """Text features: the averaged prompt embeddings of a class in both states (arXiv 2305.17382, section 3.1)."""
 
 from collections.abc import Sequence
+from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,9 @@ from anomalib_aprilgan.method.prompts import PROMPTS
 from anomalib_aprilgan.method.scoring import average_states
 
 __all__ = ["TextFeatures"]
+
+LARGEST_CACHE = 256
+"""Number of classes whose text features are kept; a service may be asked for any number of names."""
 
 
 class TextFeatures:
@@ -26,6 +31,7 @@ class TextFeatures:
     def __init__(self, prompts: Prompts) -> None:
         self._prompts = PROMPTS[prompts]
         self._computed: dict[str, Tensor] = {}
+        self._lock = Lock()
 
     def of_class(self, class_name: str, clip: Clip) -> Tensor:
         """Return the text features of a class.
@@ -40,12 +46,32 @@ class TextFeatures:
         Raises:
             ValueError: If the class name is empty.
         """
-        if class_name not in self._computed:
+        with self._lock:
+            found = self._computed.get(class_name)
+        if found is None:
             states = [average_states(clip.encode_text(sentences)) for sentences in self._prompts(class_name)]
             with torch.inference_mode(mode=False):
-                self._computed[class_name] = torch.stack(states).cpu()
-        return self._computed[class_name]
+                found = torch.stack(states).cpu()
+        with self._lock:
+            self._computed.pop(class_name, None)
+            self._computed[class_name] = found  # the last one in the order of the dict
+            for oldest in list(self._computed)[:-LARGEST_CACHE]:
+                del self._computed[oldest]
+        return found
 
     def of_classes(self, class_names: Sequence[str], clip: Clip) -> Tensor:
         """Return the text features of ``N`` class names, one per image of a batch, shape ``(N, 2, D)``."""
         return torch.stack([self.of_class(class_name, clip) for class_name in class_names])
+
+    def keep_only(self, class_name: str | None) -> None:
+        """Forget all other classes, so that a copy for somebody else does not name them."""
+        with self._lock:
+            self._computed = {name: value for name, value in self._computed.items() if name == class_name}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the lock, which cannot be pickled."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = Lock()

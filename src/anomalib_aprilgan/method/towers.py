@@ -9,6 +9,7 @@ Releases of open_clip treat OpenAI's weights differently: 2.24 forces QuickGELU 
 
 import difflib
 import inspect
+import os
 import re
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -21,7 +22,9 @@ from open_clip import pretrained as open_clip_pretrained
 from torch import Tensor, nn
 
 from anomalib_aprilgan.files import embedded
-from anomalib_aprilgan.files.downloads import MissingFileError, cached_from_hub, download, find_in_hub
+from anomalib_aprilgan.files.digests import digest_of
+from anomalib_aprilgan.files.downloads import MissingFileError, cached_from_hub, download, fetch_from_hub
+from anomalib_aprilgan.files.paths import checked_path
 from anomalib_aprilgan.method.clip_weights import read_clip_weights, resize_positional_embedding
 
 __all__ = [
@@ -39,6 +42,9 @@ __all__ = [
 Weights = dict[str, Tensor]
 Towers = Any
 """Both towers, or one of them: modules of open_clip, which has no type annotations."""
+
+LIMIT = 30_000_000_000
+"""Largest size of a file with CLIP weights in bytes. The largest towers that open_clip has take some 20 GB."""
 
 open_clip.add_model_config(embedded.CONFIG)
 
@@ -169,7 +175,7 @@ def _build(config: dict[str, Any]) -> Towers:
 
 def _load_weights(backbone: str, pretrained: str | Path) -> Weights:
     """Read CLIP weights from a file, or from the file that open_clip downloads for a tag."""
-    path = Path(pretrained).expanduser()
+    path = checked_path(pretrained, "pretrained")
     if path.is_file():
         return read_clip_weights(path)
     tags = open_clip_pretrained.list_pretrained_tags_by_model(backbone)
@@ -197,38 +203,46 @@ def cached_weights(backbone: str, tag: str) -> list[tuple[Path, str]]:
         tag: A tag that open_clip has for it.
 
     Returns:
-        Each file that exists, with the SHA-256 that its publisher states: as a part of the URL, or as the name of the
-        hub's copy. It is empty if none is stated.
+        Each file that exists, with the SHA-256 that its publisher states, or the first eight digits of it: as a part of
+        the URL, or as the name of the hub's copy. It is empty if none is stated.
     """
     url, repository, names, cached = _sources(backbone, tag)
-    found = [(cached, url)] if url and cached.is_file() else []
+    found = [(cached, _sha256_in(url))] if url and cached.is_file() else []
     in_hub = cached_from_hub(repository, names) if repository else None
-    found += [(in_hub, in_hub.resolve().as_posix())] if in_hub else []
-    stated = re.compile(r"/([0-9a-f]{64})(?=/|$)")
-    return [(path, match[1] if (match := stated.search(source)) else "") for path, source in found]
+    if in_hub:
+        blob = in_hub.resolve().name
+        found.append((in_hub, blob if re.fullmatch("[0-9a-f]{64}", blob) else ""))
+    return found
 
 
 def _sources(backbone: str, tag: str) -> tuple[str, str, list[str], Path]:
     """Return the URL of a tag, its repository and names in the hub, and the path of the URL's file in the cache."""
     source = open_clip_pretrained.get_pretrained_cfg(backbone, tag)
     url = source.get("url", "")
-    cached = Path("~/.cache/clip").expanduser() / Path(url).name
+    cached = Path(os.path.expanduser(f"~/.cache/clip/{Path(url).name}"))  # noqa: PTH111  # no error without a home
     repository, _, name = source.get("hf_hub", "").rpartition("/")
-    return url, repository, [name] if name else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"], cached
+    name = name or "open_clip_pytorch_model.bin"
+    safe = re.sub(r"\.(bin|pth)$", ".safetensors", name).replace("open_clip_pytorch_model", "open_clip_model")
+    return url, repository, list(dict.fromkeys([safe, name])), cached  # the names that open_clip tries
 
 
 def _download_weights(backbone: str, tag: str) -> Path:
-    """Return the file of a tag from open_clip's caches, or download it. open_clip checks its integrity."""
-    source = open_clip_pretrained.get_pretrained_cfg(backbone, tag)
+    """Return the file of a tag from open_clip's caches, or download it to them."""
     url, repository, names, cached = _sources(backbone, tag)
+    expected = _sha256_in(url)
+
+    def find_fault(path: Path) -> str:
+        found = digest_of(path)
+        return "" if found.startswith(expected) else f"has the SHA-256 {found} instead of {expected}..."
+
     try:
         if repository and not (url and cached.is_file()):  # open_clip 3.x looks in the Hugging Face cache only
-            found = find_in_hub(repository, names)
-            return found or Path(open_clip_pretrained.download_pretrained(source))
-        if not cached.is_file():
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            download(url, cached)
-        return Path(open_clip_pretrained.download_pretrained_from_url(url))
+            return fetch_from_hub(repository, names, LIMIT)
+        if not cached.is_absolute():
+            msg = "there is no home directory for the cache"
+            raise OSError(msg)  # noqa: TRY301
+        if not cached.is_file() or (expected and find_fault(cached)):
+            download(url, cached, LIMIT, find_fault if expected else None)
     except Exception as error:  # network, hub and file system raise errors of many types
         hub = f"https://huggingface.co/{repository}/resolve/main/{names[0]}"
         place = f"at {cached}, or anywhere" if url else "anywhere"
@@ -237,23 +251,30 @@ def _download_weights(backbone: str, tag: str) -> Path:
         file = f"CLIP ({tag!r} of {backbone}): {url or hub}\n  {advice}"
         reason = f"{type(error).__name__}: {error}"
         raise MissingFileError(reason, file) from error
+    return cached
+
+
+def _sha256_in(url: str) -> str:
+    """Return the SHA-256, or its beginning, that URLs of OpenAI and of open_clip contain; empty for other URLs."""
+    digests: list[str] = re.findall(r"[/-]([0-9a-f]{64}|[0-9a-f]{8})(?=[/.])", url)
+    return digests[-1] if digests else ""
 
 
 def _load_into(towers: Towers, weights: Weights, grid: int, source: str) -> None:
     """Load weights into the towers, with the positional embedding resized to the patch grid."""
     ignored = ("input_resolution", "context_length", "vocab_size", "text.transformer.embeddings.position_ids")
     weights = {name: value for name, value in weights.items() if name not in ignored}
-    if hasattr(towers, "text") and "positional_embedding" in weights:
-        weights = open_clip.model.convert_to_custom_text_state_dict(weights)
-    if "logit_scale" in weights:
-        weights["logit_scale"] = weights["logit_scale"].reshape(towers.logit_scale.shape)
     name = "visual.positional_embedding"
-    if name in weights and weights[name].shape[-1] == towers.visual.positional_embedding.shape[-1]:
-        weights[name] = resize_positional_embedding(weights[name].float(), grid)
-        towers.visual.positional_embedding = nn.Parameter(torch.empty_like(weights[name]))
     try:
+        if hasattr(towers, "text") and "positional_embedding" in weights:
+            weights = open_clip.model.convert_to_custom_text_state_dict(weights)
+        if "logit_scale" in weights:
+            weights["logit_scale"] = weights["logit_scale"].reshape(towers.logit_scale.shape)
+        if name in weights and weights[name].shape[1:] == towers.visual.positional_embedding.shape[1:]:
+            weights[name] = resize_positional_embedding(weights[name].float(), grid)
+            towers.visual.positional_embedding = nn.Parameter(torch.empty_like(weights[name]))
         towers.load_state_dict(weights)
-    except RuntimeError as error:
+    except RuntimeError as error:  # shapes that do not fit
         details = " ".join(str(error).split())[:400]
         msg = f"The CLIP weights do not fit the architecture ({source}): {details} ..."
         raise ValueError(msg) from error
