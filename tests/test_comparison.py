@@ -40,7 +40,7 @@ from anomalib_aprilgan.files import whole_files
 from anomalib_aprilgan.files.whole_files import unfinished_folder, write_file
 from anomalib_aprilgan.method.towers import runs_batch_first
 
-APRILGAN = {"class_path": "AprilGan", "init_args": {"backbone": "ViT-demo"}}
+APRILGAN = {"class_path": "AprilGan", "init_args": {"backbone": "ViT-demo", "image_size": 96}}
 PATCHCORE = {
     "class_path": "Patchcore",
     "init_args": {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False},
@@ -305,7 +305,7 @@ def test_aprilgan_is_measured_as_by_anomalib_itself(
 ) -> None:
     table = run(shots=[2], seeds=[5])
     seed_everything(5)
-    model = AprilGan(backbone="ViT-demo", k_shot=2, visualizer=False)
+    model = AprilGan(backbone="ViT-demo", image_size=96, k_shot=2, visualizer=False)
     datamodule = MVTecAD(root=sample_root, category="gravel", num_workers=0)
     (expected,) = Engine(default_root_dir=tmp_path, accelerator="cpu", logger=False).test(model, datamodule=datamodule)
     assert set(model.reference_files) == set(table.references[0].split(";"))
@@ -322,7 +322,10 @@ def test_only_what_is_missing_is_run(
     assert "1 of 2 runs are to be done" in capsys.readouterr().out
     assert again.started[0] == first.started[0]
     assert len(again) == 2
-    other = {**APRILGAN, "init_args": {"backbone": "ViT-demo", "layers": [5, 6, 7, 8], "reference_layers": [8]}}
+    other = {
+        **APRILGAN,
+        "init_args": {"backbone": "ViT-demo", "image_size": 96, "layers": [5, 6, 7, 8], "reference_layers": [8]},
+    }
     with pytest.raises(ValueError, match="1 of these runs with other settings, the first of them aprilgan, MVTecAD/gr"):
         run(models={"aprilgan": other})
     assert run(retry_failed=True, seeds=[1]).started.tolist() == again.started.tolist()

@@ -18,9 +18,10 @@ from anomalib_aprilgan.files.adapter_files import read_adapters
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reduce the demonstration to two training kinds, two tested kinds and one epoch."""
+    """Reduce the demonstration to two training kinds, two tested kinds, a photograph and one epoch."""
     monkeypatch.setattr(demonstration, "AUXILIARY_KINDS", ("leather", "washer"))
     monkeypatch.setattr(demonstration, "HELD_OUT_KINDS", ("corduroy", "gear"))
+    monkeypatch.setattr(demonstration, "TESTED_PHOTOGRAPHS", ("brick",))
     monkeypatch.setattr(demonstration, "EPOCHS", 1)
     monkeypatch.setattr(demonstration, "TESTED_IMAGES", 4)
 
@@ -52,15 +53,17 @@ def test_the_command_writes_a_page_and_can_be_run_again(tmp_path: Path, capsys: 
     main(["demo", "--output", str(output), "--seed", "3"])
     again = capsys.readouterr().out
 
-    rows = re.findall(r"(corduroy|gear|mean)[\s│]+([\d.]+)[\s│]+([\d.]+)[\s│]+([\d.]+)[\s│]+([\d.]+)", first)
-    assert [row[0] for row in rows] == ["corduroy", "gear", "mean"]
-    assert re.findall(r"(corduroy|gear|mean)[\s│]+([\d.]+)[\s│]+([\d.]+)[\s│]+([\d.]+)[\s│]+([\d.]+)", again) == rows
+    row_of_table = r"(corduroy|gear|brick|mean)" + 4 * r"[\s│]+([\d.]+)"
+    rows = re.findall(row_of_table, first)
+    assert [row[0] for row in rows] == ["corduroy", "gear", "mean", "brick", "mean"]
+    assert rows[-1][1:] == rows[-2][1:], "the mean of one category"
+    assert re.findall(row_of_table, again) == rows
     for row in rows:
         assert re.search(r"\s+".join(map(re.escape, row)), page.text), "the page shows the printed table"
     assert sorted(path.name for path in (output / "data/auxiliary").iterdir()) == ["leather", "washer"]
     assert sorted(path.name for path in output.iterdir()) == ["adapters.safetensors", "data", "index.html", "own.txt"]
     assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses), "no other file is loaded"
-    assert len(page.addresses) == 1 + 4 * (2 + 1) + 2 * 4, "the scale, the examples, the references"
+    assert len(page.addresses) == 1 + 4 * (2 + 1 + 1) + 3 * 4, "the scale, the examples, the references"
     assert str(output / "data/tested/gear/train/good") in (output / "index.html").read_text(encoding="utf-8")
     _, origin = read_adapters(output / "adapters.safetensors")
     assert origin.backbone == "ViT-demo"
@@ -75,6 +78,7 @@ def test_the_page_marks_wrong_predictions_and_escapes_names(tmp_path: Path) -> N
     results = DemoResults(0, 4, 1, (1, 2))
     metrics = {"image_AUROC": 0.5, "pixel_AUROC": 0.25}
     results.metrics |= {("<b>", 0): metrics, ("<b>", 4): metrics}
+    results.categories["drawn kinds"] = ["<b>"]
     results.references["<b>"] = (str(image),)
     results.examples.append(Example(image, tmp_path / "mask.png", {0: missed, 4: found}))
     html = write_page(tmp_path / "page.html", results).read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ from anomalib_aprilgan.files.embedded import (
     WEIGHTS,
 )
 from anomalib_aprilgan.method.architecture import Architecture
-from anomalib_aprilgan.method.towers import build_towers, tokenizer_of
+from anomalib_aprilgan.method.towers import build_towers, native_image_size, tokenizer_of
 
 
 def test_arguments_that_are_given_are_used_and_only_the_others_get_defaults() -> None:
@@ -71,8 +71,9 @@ def test_it_works_with_the_backbone_as_only_argument(sample_root: Path, tmp_path
 def test_it_is_registered_with_open_clip() -> None:
     ordinary = open_clip.create_model(BACKBONE).eval()
     ordinary.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()})
-    model = AprilGanModel(BACKBONE)
-    images = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+    size = native_image_size(BACKBONE)
+    model = AprilGanModel(BACKBONE, image_size=size)
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     sentences = ["a photo of a damaged gear.", "a photo of the flawless leather."]
     with torch.no_grad():
         expected_images = ordinary.encode_image(images)

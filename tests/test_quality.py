@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import binary_auroc
 from anomalib_aprilgan import AprilGanModel
 from anomalib_aprilgan.demo.drawing.defects import DEFECTS
 from anomalib_aprilgan.demo.drawing.scenes import HELD_OUT_KINDS, Pixels, render, render_pair
-from anomalib_aprilgan.files.embedded import BACKBONE, IMAGE_SIZE, LAYERS
+from anomalib_aprilgan.files.embedded import BACKBONE, LAYERS
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
 from anomalib_aprilgan.method.encoders import ImageFeatures
 
@@ -46,7 +46,7 @@ class Quality(NamedTuple):
 
 def make(kind: str) -> Category:
     """Draw 8 references, 16 normal and 22 abnormal images."""
-    transform = AprilGanPreProcessor(IMAGE_SIZE).transform
+    transform = AprilGanPreProcessor(SIZE).transform
     normal = [render(kind, LOOK, number, SIZE) for number in range(24)]
     pairs = [render_pair(kind, defect, LOOK, 24 + number, SIZE) for defect in DEFECTS for number in range(2)]
 
@@ -54,12 +54,12 @@ def make(kind: str) -> Category:
         return transform(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255)
 
     masks = torch.from_numpy(np.stack([pair.mask for pair in pairs])) / 255
-    masks = torch.nn.functional.interpolate(masks[:, None], IMAGE_SIZE, mode="area")[:, 0] > 0.5
+    masks = torch.nn.functional.interpolate(masks[:, None], SIZE, mode="area")[:, 0] > 0.5
     return Category(
         prepared(normal[:8]),
         prepared([*normal[8:], *(pair.abnormal for pair in pairs)]),
         torch.cat([torch.zeros(16), torch.ones(len(pairs))]).int(),
-        torch.cat([torch.zeros(16, IMAGE_SIZE, IMAGE_SIZE), masks]).int(),
+        torch.cat([torch.zeros(16, SIZE, SIZE), masks]).int(),
     )
 
 
@@ -71,7 +71,7 @@ def categories() -> dict[str, Category]:
 @pytest.fixture(scope="module")
 def make_model() -> Callable[..., AprilGanModel]:
     """Make models that share one CLIP, which encodes each set of images once."""
-    clip = AprilGanModel(BACKBONE).clip
+    clip = AprilGanModel(BACKBONE, image_size=SIZE).clip
     encode_image, encoded = clip.encode_image, {}
 
     def encode_once(images: Tensor, stages: Collection[int]) -> ImageFeatures:
@@ -83,7 +83,7 @@ def make_model() -> Callable[..., AprilGanModel]:
     clip.encode_image = encode_once
 
     def make(**arguments: Any) -> AprilGanModel:
-        model = AprilGanModel(BACKBONE, **arguments)
+        model = AprilGanModel(BACKBONE, image_size=SIZE, **arguments)
         model.clip = clip
         return model
 
@@ -169,21 +169,22 @@ def test_all_stages_together_are_better_than_a_stage_on_average(alone: list[floa
     assert max(alone) < zero_shot.pixel + 0.002
 
 
-TIE = pytest.mark.xfail(strict=True, reason="5, 7, 8 alone: pixel AUROC 0.9688, 0.9680, 0.9683; all together 0.9680")
+TIE = pytest.mark.xfail(strict=True, reason="7 and 8 alone: pixel AUROC 0.9692, 0.9698; all together 0.9684")
 
 
-@pytest.mark.parametrize("stage", [pytest.param(stage, marks=TIE if stage != 6 else ()) for stage in LAYERS])
+@pytest.mark.parametrize("stage", [pytest.param(stage, marks=TIE if stage > 6 else ()) for stage in LAYERS])
 def test_each_stage_alone_is_worse_than_all(alone: list[float], zero_shot: Quality, stage: int) -> None:
-    """The paper claims it (section 3.2). With this CLIP it is true for one of the stages."""
+    """The paper claims it (section 3.2). With this CLIP it is true for two of the stages."""
     assert alone[LAYERS.index(stage)] < zero_shot.pixel
 
 
 @pytest.mark.xfail(
-    strict=True, reason="no difference for so small a CLIP: image AUROC 0.9595 both, pixel 0.9678 and 0.9680"
+    strict=True,
+    reason="hardly a difference for so small a CLIP: image AUROC 0.9719 and 0.9684, pixel 0.9683 and 0.9684",
 )
 def test_quick_gelu_is_worse(measure: Measure, zero_shot: Quality) -> None:
     """The weights were trained with GELU."""
-    model = AprilGanModel(BACKBONE, quick_gelu=True)
+    model = AprilGanModel(BACKBONE, image_size=SIZE, quick_gelu=True)
     model.adapters.load_state_dict(AprilGanModel(BACKBONE, adapter="demo").adapters.state_dict())
     worse = measure(model)
     assert worse.image < zero_shot.image

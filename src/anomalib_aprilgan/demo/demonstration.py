@@ -1,8 +1,9 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The command ``anomalib-aprilgan demo``: trains adapters on drawn images, tests them on other kinds, writes a page.
+"""The command ``anomalib-aprilgan demo``: trains adapters on drawn images, tests on others, writes a page.
 
+The tests show drawn kinds, with the adapters trained in this run, and photographs, with the adapters of this package.
 It runs offline, on a CPU, in minutes, and uses the same code as any other backbone.
 """
 
@@ -10,6 +11,7 @@ import shutil
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -29,13 +31,15 @@ EPOCHS = 2
 TESTED_IMAGES = 8
 """Test images per category: so many normal ones, and so many of each defect."""
 TESTED_DEFECTS = ("scratch", "stain", "missing_part", *HELD_OUT_DEFECTS)
+TESTED_PHOTOGRAPHS = ("brick", "gravel", "grass", "coffee")
+DRAWN_SIZE, PHOTOGRAPH_SIZE = 128, 256
+"""Heights and widths of the images in pixels. The model sees photographs in its default size."""
 
 
 def demonstrate(output: str | Path, seed: int = 0) -> DemoResults:
-    """Draw data, train adapters, test them zero-shot and few-shot on other kinds, and write a page with the results.
+    """Draw data, train adapters, test zero-shot and few-shot on other kinds, and write a page with the results.
 
-    Writes ``data/auxiliary``, ``data/tested``, ``adapters.safetensors`` and ``index.html`` to the folder, or replaces
-    them. Other files in the folder stay.
+    Writes ``data``, ``adapters.safetensors`` and ``index.html`` to the folder, or replaces them. Other files stay.
 
     Args:
         output: Folder to write to.
@@ -47,33 +51,37 @@ def demonstrate(output: str | Path, seed: int = 0) -> DemoResults:
     start = time.perf_counter()
     console = Console()
     output = Path(output).resolve()  # anomalib resolves image paths too
-    console.print("1/4  Drawing surfaces and objects with and without defects")
-    for name in ("auxiliary", "tested"):  # images of an earlier version would be used as well
+    console.print("1/4  Drawing surfaces, objects and defects")
+    for name in ("auxiliary", "tested", "photographs"):  # images of an earlier version would be used as well
         if (output / "data" / name).is_dir():
             shutil.rmtree(output / "data" / name)
     auxiliary = write_sample_data(
         output / "data/auxiliary", AUXILIARY_KINDS, AUXILIARY_DEFECTS, train=1, test=1, seed=seed
     )
-    tested = write_sample_data(
-        output / "data/tested", HELD_OUT_KINDS, TESTED_DEFECTS, train=2 * K_SHOT, test=TESTED_IMAGES, seed=seed
+    tested, photographs = (
+        write_sample_data(
+            output / "data" / name, kinds, TESTED_DEFECTS, size, train=2 * K_SHOT, test=TESTED_IMAGES, seed=seed
+        )
+        for name, kinds, size in (
+            ("tested", HELD_OUT_KINDS, DRAWN_SIZE),
+            ("photographs", TESTED_PHOTOGRAPHS, PHOTOGRAPH_SIZE),
+        )
     )
     trained_on = (len(AUXILIARY_KINDS), len(list(auxiliary.glob("*/test/*/*.png"))))
     results = DemoResults(seed, K_SHOT, EPOCHS, trained_on)
     with quietly(), TemporaryDirectory(dir=output, prefix=".unfinished-") as folder:
         console.print("2/4  Training adapters on {} kinds, {} images, {} epochs".format(*trained_on, EPOCHS))
-        model = train_adapters([auxiliary], EPOCHS, seed, Path(folder))
+        model = train_adapters([auxiliary], EPOCHS, seed, Path(folder), image_size=DRAWN_SIZE)
         adapters = model.model.save_adapters(output / "adapters.safetensors")
-        for number, category in enumerate(HELD_OUT_KINDS, start=1):
-            console.print(f"3/4  Testing on kinds not seen in training, {number} of {len(HELD_OUT_KINDS)}: {category}")
-            by_shots = {
-                k: evaluate_category(tested, category, k, seed, Path(folder), with_predictions=True, adapter=adapters)
-                for k in (0, K_SHOT)
-            }
-            results.metrics |= {(category, k): result.metrics for k, result in by_shots.items()}
-            results.references[category] = by_shots[K_SHOT].references
-            for image, mask in _examples(tested / category, number):
-                predictions = {k: result.predictions[str(image)] for k, result in by_shots.items()}
-                results.examples.append(Example(image, mask, predictions))
+        arguments: dict[str, Any]
+        for name, root, categories, arguments in (
+            ("drawn kinds", tested, HELD_OUT_KINDS, {"adapter": adapters, "image_size": DRAWN_SIZE}),
+            ("photographs", photographs, TESTED_PHOTOGRAPHS, {}),
+        ):
+            results.categories[name] = list(categories)
+            for number, category in enumerate(categories, start=1):
+                console.print(f"3/4  Testing on {name} not seen in training, {number} of {len(categories)}: {category}")
+                _test(results, root / category, number, Path(folder), arguments)
     console.print("4/4  Writing the page")
     results.seconds = time.perf_counter() - start
     page = write_page(output / "index.html", results)
@@ -82,14 +90,31 @@ def demonstrate(output: str | Path, seed: int = 0) -> DemoResults:
     return results
 
 
+def _test(results: DemoResults, category: Path, number: int, folder: Path, arguments: dict[str, Any]) -> None:
+    """Test a category zero-shot and few-shot, and add metrics, references and examples to the results."""
+    by_shots = {
+        k: evaluate_category(
+            category.parent, category.name, k, results.seed, folder, with_predictions=True, **arguments
+        )
+        for k in (0, K_SHOT)
+    }
+    results.metrics |= {(category.name, k): result.metrics for k, result in by_shots.items()}
+    results.references[category.name] = by_shots[K_SHOT].references
+    for image, mask in _examples(category, number):
+        predictions = {k: result.predictions[str(image)] for k, result in by_shots.items()}
+        results.examples.append(Example(image, mask, predictions))
+
+
 def _table(results: DemoResults) -> Table:
     """Format the metrics as a table."""
     table = Table(title="Kinds never seen in training, in percent")
     table.add_column("")
     for name in results.columns:
         table.add_column(name, justify="right")
-    for number, (name, values) in enumerate(results.rows, start=1):
-        table.add_row(name, *(f"{100 * value:.1f}" for value in values), end_section=number == len(results.references))
+    for title, rows in results.tables.items():
+        table.add_row(f"[bold]{title}[/bold]")
+        for name, values in rows:
+            table.add_row(name, *(f"{100 * value:.1f}" for value in values), end_section=name == "mean")
     return table
 
 

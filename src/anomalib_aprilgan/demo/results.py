@@ -55,6 +55,7 @@ class DemoResults:
         k_shot: Number of reference images in the few-shot test.
         epochs: Epochs of the adapters' training.
         trained_on: Number of categories and number of images that the adapters were trained on.
+        categories: Categories by what they show.
         metrics: Metrics in [0, 1] by category and number of reference images.
         references: Files of the reference images by category.
         examples: Some test images: of each category the first image of one defect, of some also the first normal image.
@@ -65,19 +66,23 @@ class DemoResults:
     k_shot: int
     epochs: int
     trained_on: tuple[int, int] = (0, 0)
+    categories: dict[str, list[str]] = field(default_factory=dict)
     metrics: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)
     references: dict[str, tuple[str, ...]] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
-    def rows(self) -> list[tuple[str, list[float]]]:
-        """Rows of the table: name and values of each category, then of their mean."""
-        rows = [
-            (category, [self.metrics[category, shots][name] for shots in (0, self.k_shot) for name in METRICS])
-            for category in self.references
-        ]
-        return [*rows, ("mean", np.mean([values for _, values in rows], axis=0).tolist())]
+    def tables(self) -> dict[str, list[tuple[str, list[float]]]]:
+        """By what categories show: rows with name and values of each category, then of their mean."""
+        tables = {}
+        for name, categories in self.categories.items():
+            rows = [
+                (category, [self.metrics[category, shots][metric] for shots in (0, self.k_shot) for metric in METRICS])
+                for category in categories
+            ]
+            tables[name] = [*rows, ("mean", np.mean([values for _, values in rows], axis=0).tolist())]
+        return tables
 
     @property
     def columns(self) -> list[str]:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
-from anomalib_aprilgan.files.embedded import BACKBONE, IMAGE_SIZE, LAYERS
+from anomalib_aprilgan.files.embedded import BACKBONE, LAYERS
 from anomalib_aprilgan.files.whole_files import replacing
 from anomalib_aprilgan.method.adapters import StageAdapters
 from anomalib_aprilgan.method.clip_weights import fingerprint
-from anomalib_aprilgan.method.towers import Towers, build_towers, tokenizer_of
+from anomalib_aprilgan.method.towers import Towers, build_towers, native_image_size, tokenizer_of
 from anomalib_aprilgan.pretraining.losses import LOSSES, losses
 from anomalib_aprilgan.pretraining.pairs import Pairs
 
@@ -81,7 +81,7 @@ def train(folder: Path, pairs: Pairs, schedule: Schedule, start: Path | str | No
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    towers = build_towers(BACKBONE, start, IMAGE_SIZE, quick_gelu=False)
+    towers = build_towers(BACKBONE, start, native_image_size(BACKBONE), quick_gelu=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(schedule.seed)
         adapters = StageAdapters(len(LAYERS), towers.visual.conv1.out_channels, towers.visual.output_dim)
