@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 MAX_BYTES = 20e6
-"""Size of the largest file, the archives included. The weights of ViT-demo are by far the largest part."""
+"""Size of the largest file, the archives included. The weights of ViT-builtin are by far the largest part."""
 
 PACKAGE = ("anomalib_aprilgan", "anomalib_aprilgan_plugin.py", "anomalib_aprilgan.pth")
 NEEDED = {
@@ -18,14 +18,14 @@ NEEDED = {
         "anomalib_aprilgan/py.typed",
         "anomalib_aprilgan/demo/page.html.jinja",
         "anomalib_aprilgan/comparison/report.md.jinja",
-        "anomalib_aprilgan/files/weights/ViT-demo.json",
-        "anomalib_aprilgan/files/weights/ViT-demo.safetensors",
+        "anomalib_aprilgan/files/weights/ViT-builtin.json",
+        "anomalib_aprilgan/files/weights/ViT-builtin.safetensors",
         "anomalib_aprilgan/files/weights/adapters.safetensors",
         "anomalib_aprilgan/pages/style.css",
     ),
     "gz": (
         "src/anomalib_aprilgan.pth",
-        "src/anomalib_aprilgan/files/weights/ViT-demo.safetensors",
+        "src/anomalib_aprilgan/files/weights/ViT-builtin.safetensors",
         "tests/golden/golden.pt",
         "configs/mvtec_zero_shot.yaml",
         "docs/index.md",

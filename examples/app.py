@@ -3,9 +3,8 @@
 The page takes a photograph and, if there are any, a few good images as references. It shows label, score and heatmap.
 It can be opened on this machine only, and needs no network. Install with `pip install ".[app]"`.
 
-The default backbone is ViT-demo, which is part of the package, so that the app starts behind a firewall. It was trained
-on drawings: use it to try the page. For real photographs, pass the files of the paper's model, which can be downloaded
-on another machine:
+The default backbone is ViT-builtin, which is part of the package, so that the app starts behind a firewall. It is small
+and was trained on drawings. The paper's model finds more. Its files can be downloaded on another machine:
     python app.py --backbone ViT-L-14-336 --pretrained ViT-L-14-336px.pt --adapter visa_pretrained.pth
 """
 
@@ -22,8 +21,8 @@ from PIL import ExifTags, Image, ImageOps
 if TYPE_CHECKING:
     import gradio
 
-DEMO = "ViT-demo"
-DEMO_NOTE = "**ViT-demo was trained on drawings.** Use it to try the page; `--help` says what real photographs need."
+BUILT_IN = "ViT-builtin"
+BUILT_IN_NOTE = "**ViT-builtin is small and was trained on drawings.** `--help` says how to use the paper's model."
 GUIDE = "Choose a photograph. If you have good images of the same object, choose some of them as references."
 SHOWN = (1024, 1024)  # largest width and height of images in the page
 
@@ -122,7 +121,7 @@ def make_page(inspector: Inspector, note: str = "") -> "gradio.Blocks":
 def main() -> None:
     """Read the command line, load the model, and serve the page until Ctrl-C. Uploaded files are deleted then."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default=DEMO, help="ViT-demo (default), or an open_clip architecture")
+    parser.add_argument("--backbone", default=BUILT_IN, help="ViT-builtin (default), or an open_clip architecture")
     parser.add_argument("--pretrained", default="auto", help="CLIP's weights: a file, or a tag of open_clip (download)")
     parser.add_argument("--adapter", default="auto", help="adapter file or checkpoint, or visa or mvtec (download)")
     parser.add_argument("--port", type=int, default=7860, help="port of the page (default: 7860)")
@@ -135,7 +134,7 @@ def main() -> None:
         import gradio
 
         try:
-            page = make_page(Inspector(**arguments), DEMO_NOTE if arguments["backbone"] == DEMO else "")
+            page = make_page(Inspector(**arguments), BUILT_IN_NOTE if arguments["backbone"] == BUILT_IN else "")
             logging.disable(logging.WARNING)  # Lightning repeats its messages for each photograph
             warnings.simplefilter("ignore")
             theme = gradio.themes.Default(font=["system-ui", "sans-serif"])  # gradio's own font lacks bold letters

@@ -91,7 +91,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3, help="choices of references (default: 3)")
     parser.add_argument("--image_size", type=int, help="height and width of the model's input in pixels")
     parser.add_argument("--window", type=int, help="height and width of windows in pixels (default: whole images)")
-    parser.add_argument("--backbone", help="architecture of open_clip, or ViT-demo, which needs no download")
+    parser.add_argument("--backbone", help="architecture of open_clip, or ViT-builtin, which needs no download")
     parser.add_argument("--pretrained", default="auto", help="file with CLIP's weights, if there is no network")
     parser.add_argument("--adapter", default="auto", help="file with adapters, if there is no network")
     main(parser.parse_args())

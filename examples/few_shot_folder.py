@@ -28,7 +28,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", help="folder of the images to score")
     parser.add_argument("class_name", help="name of the object or surface, for instance 'metal nut'")
     parser.add_argument("k_shot", nargs="?", type=int, default=4, help="number of references (default: 4)")
-    parser.add_argument("--backbone", help="architecture of open_clip, or ViT-demo, which needs no download")
+    parser.add_argument("--backbone", help="architecture of open_clip, or ViT-builtin, which needs no download")
     parser.add_argument("--pretrained", default="auto", help="file with CLIP's weights, if there is no network")
     parser.add_argument("--adapter", default="auto", help="file with adapters, if there is no network")
     main(parser.parse_args())

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Try the main commands on a fresh machine, without network, in minutes: write data, train adapters, test zero-shot and
-# few-shot, and predict heatmaps. The CLIP is ViT-demo, which is part of the package. The images are photographs with drawn
+# few-shot, and predict heatmaps. The CLIP is ViT-builtin, which is part of the package. The images are photographs with drawn
 # defects.
 #   bash first_run.sh [FOLDER]
 set -euo pipefail
@@ -9,7 +9,7 @@ if [[ ${1:-} == -h || ${1:-} == --help ]]; then
   exit
 fi
 out=${1:-first_run}
-clip=(--model AprilGan --model.backbone ViT-demo)
+clip=(--model AprilGan --model.backbone ViT-builtin)
 data=(--data MVTecAD --data.root "$out/data" --data.category gravel --data.num_workers 0)
 
 anomalib-aprilgan sample-data "$out/data"

@@ -30,6 +30,6 @@ if __name__ == "__main__":
     parser.add_argument("root", type=Path, help="data set in the folder layout of MVTec AD")
     parser.add_argument("output", help="file to write, with the suffix .safetensors")
     parser.add_argument("epochs", nargs="?", type=int, default=3, help="number of epochs (default: 3)")
-    parser.add_argument("--backbone", help="architecture of open_clip, or ViT-demo, which needs no download")
+    parser.add_argument("--backbone", help="architecture of open_clip, or ViT-builtin, which needs no download")
     parser.add_argument("--pretrained", default="auto", help="file with CLIP's weights, if there is no network")
     main(parser.parse_args())

@@ -42,7 +42,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.fixture(scope="module")
 def inspector() -> Any:
-    return runpy.run_path(str(APP))["Inspector"](backbone="ViT-demo")
+    return runpy.run_path(str(APP))["Inspector"](backbone="ViT-builtin")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def expected(good: list[str], stained: str) -> Callable[..., float]:
     """Score the stained image with the Engine alone."""
 
     def score(**arguments: Any) -> float:
-        model = AprilGan("ViT-demo", class_name="coins", visualizer=False, **arguments)
+        model = AprilGan("ViT-builtin", class_name="coins", visualizer=False, **arguments)
         (prediction,) = Engine(logger=False, accelerator="cpu").predict(model, data_path=stained)
         return float(prediction.pred_score)
 

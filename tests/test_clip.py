@@ -483,7 +483,7 @@ def test_a_failed_download_names_urls_and_paths(monkeypatch, tmp_path, backbone,
     monkeypatch.setattr(downloads, "hf_hub_download", pytest.fail)  # would try again and again
     with pytest.raises(MissingFileError, match="no route to host") as error:
         Clip(backbone, tag, 336, quick_gelu=False)
-    for part in (address, f"'{tag}' of {backbone}", "`--model.pretrained PATH`", "`--model.backbone ViT-demo`"):
+    for part in (address, f"'{tag}' of {backbone}", "`--model.pretrained PATH`", "`--model.backbone ViT-builtin`"):
         assert part in str(error.value)
     assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)  # noqa: S301
     if tag == "openai":

@@ -26,7 +26,7 @@ from anomalib_aprilgan.files.published import MIRROR_VARIABLE, PublishedAdapters
 from anomalib_aprilgan.integration import command_line
 from anomalib_aprilgan.integration.quiet import quieten_command
 
-EMBEDDED = ("--model.backbone", "ViT-demo")
+EMBEDDED = ("--model.backbone", "ViT-builtin")
 QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu")
 
 
@@ -81,7 +81,7 @@ def test_all_missing_files_are_named_at_once(predict, without_files, backbone, a
         str(without_files / "cache" / "anomalib-aprilgan" / f"{name}_pretrained.pth"),
         "`--model.pretrained PATH`",
         "`--model.adapter PATH`",
-        "`--model.backbone ViT-demo`",
+        "`--model.backbone ViT-builtin`",
     ):
         assert message.count(part) == 1, part
 

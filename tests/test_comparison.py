@@ -40,7 +40,7 @@ from anomalib_aprilgan.files import whole_files
 from anomalib_aprilgan.files.whole_files import unfinished_folder, write_file
 from anomalib_aprilgan.method.towers import runs_batch_first
 
-APRILGAN = {"class_path": "AprilGan", "init_args": {"backbone": "ViT-demo", "image_size": 96}}
+APRILGAN = {"class_path": "AprilGan", "init_args": {"backbone": "ViT-builtin", "image_size": 96}}
 PATCHCORE = {
     "class_path": "Patchcore",
     "init_args": {"backbone": "resnet18", "layers": ["layer3"], "pre_trained": False},
@@ -288,7 +288,7 @@ def test_models_side_by_side(run: Callable[..., pd.DataFrame], sample_root: Path
     assert all(Path(path).parent == sample_root / "gravel/train/good" for path in references[0])
     arguments = json.loads(table.arguments[0])
     assert arguments["model"]["class_path"] == "anomalib_aprilgan.AprilGan"
-    assert arguments["model"]["init_args"]["backbone"] == "ViT-demo"
+    assert arguments["model"]["init_args"]["backbone"] == "ViT-builtin"
     html = (tmp_path / "comparison/report.html").read_text()
     assert f"{100 * table.image_AUROC[2]:.1f}" in html
     assert all(name in html for name in ("scratch/000.png", "stain/000.png", "good/000.png"))
@@ -305,7 +305,7 @@ def test_aprilgan_is_measured_as_by_anomalib_itself(
 ) -> None:
     table = run(shots=[2], seeds=[5])
     seed_everything(5)
-    model = AprilGan(backbone="ViT-demo", image_size=96, k_shot=2, visualizer=False)
+    model = AprilGan(backbone="ViT-builtin", image_size=96, k_shot=2, visualizer=False)
     datamodule = MVTecAD(root=sample_root, category="gravel", num_workers=0)
     (expected,) = Engine(default_root_dir=tmp_path, accelerator="cpu", logger=False).test(model, datamodule=datamodule)
     assert set(model.reference_files) == set(table.references[0].split(";"))
@@ -324,7 +324,7 @@ def test_only_what_is_missing_is_run(
     assert len(again) == 2
     other = {
         **APRILGAN,
-        "init_args": {"backbone": "ViT-demo", "image_size": 96, "layers": [5, 6, 7, 8], "reference_layers": [8]},
+        "init_args": {"backbone": "ViT-builtin", "image_size": 96, "layers": [5, 6, 7, 8], "reference_layers": [8]},
     }
     with pytest.raises(ValueError, match="1 of these runs with other settings, the first of them aprilgan, MVTecAD/gr"):
         run(models={"aprilgan": other})
@@ -407,7 +407,7 @@ def test_missing_data_are_found_before_the_first_run(
 
 
 def test_models_with_and_without_windows_are_compared(run: Callable[..., pd.DataFrame]) -> None:
-    windowed = {"class_path": "AprilGan", "init_args": {"backbone": "ViT-demo", "window": 48}}
+    windowed = {"class_path": "AprilGan", "init_args": {"backbone": "ViT-builtin", "window": 48}}
     table = run(models={"whole": APRILGAN, "windows": windowed}, shots=[1]).set_index("model")
     assert set(table.status) == {"done"}
     assert table.settings["whole"] != table.settings["windows"]

@@ -66,7 +66,7 @@ def test_the_command_writes_a_page_and_can_be_run_again(tmp_path: Path, capsys: 
     assert len(page.addresses) == 1 + 4 * (2 + 1 + 1) + 3 * 4, "the scale, the examples, the references"
     assert str(output / "data/tested/gear/train/good") in (output / "index.html").read_text(encoding="utf-8")
     _, origin = read_adapters(output / "adapters.safetensors")
-    assert origin.backbone == "ViT-demo"
+    assert origin.backbone == "ViT-builtin"
 
 
 def test_the_page_marks_wrong_predictions_and_escapes_names(tmp_path: Path) -> None:

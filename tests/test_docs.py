@@ -167,7 +167,7 @@ def test_the_metadata_of_the_model_page_are_those_of_the_class() -> None:
     stated = dict(re.findall(r"^\| ([^|]+) \| `([^`]+)`", table, flags=re.MULTILINE))
     assert stated['name, `list_models("title")`'] in list_models("title")
     assert stated["name, `get_model`"] in list_models()
-    kinds = [AprilGan("ViT-demo"), AprilGan("ViT-demo", k_shot=1), AprilGan("ViT-demo", adapter=None)]
+    kinds = [AprilGan("ViT-builtin"), AprilGan("ViT-builtin", k_shot=1), AprilGan("ViT-builtin", adapter=None)]
     row = next(line for line in table.splitlines() if line.startswith("| learning type"))
     assert re.findall(r"`(\w+_\w+)`", row) == [model.learning_type.value for model in kinds]
     clip, stages = open_clip.get_model_config("ViT-L-14-336"), Architecture.of().layers

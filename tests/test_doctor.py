@@ -98,7 +98,7 @@ def test_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stated = {"right": sha256, "wrong": "0" * 64, "unknown": ""}
     monkeypatch.setattr(towers, "cached_weights", lambda *_: [(clip[name], stated[name]) for name in clip])
     found = of("Weights")
-    assert [text.split()[0] for text in found[OK]] == ["ViT-demo.safetensors", "CLIP:", "CLIP:"]
+    assert [text.split()[0] for text in found[OK]] == ["ViT-builtin.safetensors", "CLIP:", "CLIP:"]
     assert [text.split(":")[0] for text in found[BROKEN]] == ["ValueError", "adapters 'visa'", "CLIP"]
     assert "fetch mvtec" in found[NOTE][0]
 
@@ -129,7 +129,7 @@ def measured() -> dict[str, float]:
 
 
 def test_the_recorded_numbers_are_those_of_the_weights(measured: dict[str, float]) -> None:
-    """After a training of ViT-demo, run `anomalib-aprilgan doctor --record true`."""
+    """After a training of ViT-builtin, run `anomalib-aprilgan doctor --record true`."""
     name, difference = self_test.largest_difference(measured)
     assert difference <= self_test.TOLERANCE, name
 

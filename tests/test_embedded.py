@@ -41,13 +41,13 @@ def test_arguments_that_are_given_are_used_and_only_the_others_get_defaults() ->
 
 
 def test_a_value_that_is_another_backbones_default_is_used_too() -> None:
-    """518 px and "openai" are defaults of ViT-L-14-336, but with ViT-demo they are used and refused as given."""
+    """518 px and "openai" are defaults of ViT-L-14-336, but with ViT-builtin they are used and refused as given."""
     model = AprilGan(BACKBONE, image_size=520)
     assert model.model.image_size == 520
     assert model.input_size == (520, 520)
     with pytest.raises(ValueError, match=r"`image_size` to be a multiple of the patch size 8.*518"):
         AprilGan(BACKBONE, image_size=518)
-    with pytest.raises(ValueError, match=r"`pretrained` to be a tag .* ViT-demo \(demo\).*'openai'"):
+    with pytest.raises(ValueError, match=r"`pretrained` to be a tag .* ViT-builtin \(builtin\).*'openai'"):
         AprilGan(BACKBONE, pretrained="openai")
     with pytest.raises(ValueError, match=r"`layers` to hold blocks from 1 to 8"):
         AprilGan(BACKBONE, layers=(6, 12, 18, 24))
@@ -83,7 +83,7 @@ def test_it_is_registered_with_open_clip() -> None:
 
 
 def test_another_tag_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"a tag that open_clip has for ViT-demo \(demo\).*'laion2b'"):
+    with pytest.raises(ValueError, match=r"a tag that open_clip has for ViT-builtin \(builtin\).*'laion2b'"):
         AprilGanModel(BACKBONE, pretrained="laion2b")
 
 

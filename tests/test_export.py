@@ -100,7 +100,7 @@ def exported(
 ) -> Exported:
     seed_everything(3)
     root = tmp_path_factory.mktemp("exported")
-    model = AprilGan(backbone="ViT-demo", image_size=SIDE, k_shot=request.param)
+    model = AprilGan(backbone="ViT-builtin", image_size=SIDE, k_shot=request.param)
     engine = quiet_engine(root)
     engine.test(model, datamodule=data(sample_root), verbose=False)
     for kind in ("torch", "onnx", "openvino") if model.k_shot else ("torch", "onnx"):  # to save time
@@ -218,7 +218,7 @@ def test_files_contain_the_metadata(exported: Exported, sample_root: Path, monke
     from_torch = TorchInferencer(exported.file("torch"), device="cpu").model.metadata
     assert from_onnx == from_openvino == from_torch == exported.model.metadata
     assert from_onnx["class_name"] == "gravel"
-    assert from_onnx["clip_backbone"] == "ViT-demo"
+    assert from_onnx["clip_backbone"] == "ViT-builtin"
     references = json.loads(from_onnx["reference_files"])
     assert len(references) == json.loads(from_onnx["k_shot"]) == exported.model.k_shot
     assert all(Path(file).parent == sample_root / "gravel" / "train" / "good" for file in references)
@@ -248,7 +248,7 @@ def test_an_exported_torch_model_keeps_class_and_references(
     sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = shutil.copytree(sample_root / "gravel" / "train" / "good", tmp_path / "good")
-    model = AprilGan(backbone="ViT-demo", image_size=SIDE, class_name="gravel", k_shot=2, few_shot_source=source)
+    model = AprilGan(backbone="ViT-builtin", image_size=SIDE, class_name="gravel", k_shot=2, few_shot_source=source)
     path = model.to_torch(tmp_path)
     shutil.rmtree(source)
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
@@ -280,7 +280,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> tuple[MVTecAD, AprilGa
     root = tmp_path_factory.mktemp("held_out")
     datamodule = data(write_sample_data(root, ("padlock",), size=128, train=6, test=4), "padlock")
     seed_everything(5)
-    model = AprilGan(backbone="ViT-demo", image_size=SIDE, k_shot=2)
+    model = AprilGan(backbone="ViT-builtin", image_size=SIDE, k_shot=2)
     quiet_engine(root).validate(model, datamodule=datamodule)
     return datamodule, model, model.to_onnx(root)
 
@@ -321,7 +321,7 @@ def test_calibration_with_images_of_several_sizes_and_a_fixed_input_size(sample_
     for number, file in enumerate(sorted((root / "gravel" / "test" / "good").iterdir())):
         with Image.open(file) as image:
             image.resize((70 + number, 60)).save(file)
-    model = AprilGan(backbone="ViT-demo", image_size=SIDE)
+    model = AprilGan(backbone="ViT-builtin", image_size=SIDE)
     path = model.to_openvino(tmp_path, "small", (50, 40), CompressionType.INT8_PTQ, data(root))
     assert path.name == "small.xml"
     assert model.model.class_name == "gravel"  # from the datamodule, which was never a trainer's
@@ -354,7 +354,7 @@ def test_a_model_without_pre_and_post_processor(make_lightning_model: Make, tmp_
 
 
 def test_the_old_exporter_is_refused(tmp_path: Path) -> None:
-    model = AprilGan(backbone="ViT-demo", image_size=SIDE, class_name="gravel")
+    model = AprilGan(backbone="ViT-builtin", image_size=SIDE, class_name="gravel")
     with pytest.raises(ValueError, match="dynamo"):
         model.to_onnx(tmp_path, dynamo=False)
     assert not list(tmp_path.rglob("*.onnx"))
@@ -363,7 +363,7 @@ def test_the_old_exporter_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("kind", "missing"), [("onnx", "onnxscript"), ("openvino", "openvino"), ("openvino", "nncf")])
 def test_a_missing_extra_is_named(kind: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == missing else object())
-    model = AprilGan(backbone="ViT-demo", image_size=SIDE, class_name="gravel")
+    model = AprilGan(backbone="ViT-builtin", image_size=SIDE, class_name="gravel")
     compression = CompressionType.INT8 if missing == "nncf" else None
     with pytest.raises(ModuleNotFoundError, match=rf'{missing}: run pip install "\.\[export\]"'):
         quiet_engine(tmp_path).export(model, kind, export_root=tmp_path, compression_type=compression)
@@ -371,7 +371,7 @@ def test_a_missing_extra_is_named(kind: str, missing: str, tmp_path: Path, monke
 
 @pytest.mark.parametrize("compression", [CompressionType.INT8_PTQ, CompressionType.INT8_ACQ])
 def test_calibration_needs_images(compression: CompressionType, tmp_path: Path) -> None:
-    model = AprilGan(backbone="ViT-demo", image_size=SIDE, class_name="gravel")
+    model = AprilGan(backbone="ViT-builtin", image_size=SIDE, class_name="gravel")
     with pytest.raises(ValueError, match="Expected argument `datamodule` to provide images"):
         model.to_openvino(tmp_path, compression_type=compression)
 
@@ -390,11 +390,11 @@ def test_invalid_compression_arguments_are_refused(held_out: tuple[MVTecAD, Apri
 
 def test_export_without_a_source_of_references_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="few_shot_source"):
-        AprilGan(backbone="ViT-demo", image_size=SIDE, class_name="gravel", k_shot=2).to_onnx(tmp_path)
+        AprilGan(backbone="ViT-builtin", image_size=SIDE, class_name="gravel", k_shot=2).to_onnx(tmp_path)
 
 
 def test_a_missing_class_name_gives_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    AprilGan(backbone="ViT-demo", image_size=SIDE).to_torch(tmp_path)
+    AprilGan(backbone="ViT-builtin", image_size=SIDE).to_torch(tmp_path)
     assert caplog.text.count("Pass `class_name`") == 1
 
 
@@ -415,7 +415,7 @@ def test_a_failed_export_keeps_existing_files(
     # anomalib's export to OpenVINO would leave files in the folder for temporary files, so it is not used
     exporter = kind if kind != ExportType.OPENVINO else ExportType.ONNX
     monkeypatch.setattr(ExportMixin, f"to_{exporter.value}", half)
-    model = AprilGan(backbone="ViT-demo", image_size=SIDE, class_name="gravel")
+    model = AprilGan(backbone="ViT-builtin", image_size=SIDE, class_name="gravel")
     with pytest.raises(KeyboardInterrupt):
         quiet_engine(tmp_path).export(model, kind, export_root=tmp_path)
     assert [file.name for file in good.parent.iterdir()] == [good.name]
@@ -428,7 +428,7 @@ def test_a_checkpoint_is_exported_with_its_calibration(
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     checkpoint = tmp_path / "model.ckpt"
     exported.engine.trainer.save_checkpoint(checkpoint)
-    fresh = AprilGan(backbone="ViT-demo", image_size=SIDE)
+    fresh = AprilGan(backbone="ViT-builtin", image_size=SIDE)
     path = quiet_engine(tmp_path).export(fresh, "torch", export_root=tmp_path, ckpt_path=checkpoint)
     inferencer = TorchInferencer(path, device="cpu")
     assert inferencer.model.metadata == exported.model.metadata

@@ -91,7 +91,7 @@ def test_weights_of_an_earlier_larger_model_are_deleted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
 def test_a_full_disk_is_named(kind: str, small_disk: Path) -> None:
-    model = AprilGan(backbone="ViT-demo", class_name="x")
+    model = AprilGan(backbone="ViT-builtin", class_name="x")
     with pytest.raises(OSError, match=rf"No space left on device, so that the model was not exported.*weights/{kind}"):
         getattr(model, f"to_{kind}")(small_disk)
     assert not [path for path in small_disk.rglob("*") if path.is_file()]

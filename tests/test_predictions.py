@@ -320,7 +320,7 @@ from anomalib_aprilgan import AprilGan
 from anomalib_aprilgan.integration.predictions import PredictionFiles
 
 images, output, format = sys.argv[1:]
-model = AprilGan(backbone="ViT-demo", class_name="gravel", predictions=PredictionFiles(format=format, boxes=True))
+model = AprilGan(backbone="ViT-builtin", class_name="gravel", predictions=PredictionFiles(format=format, boxes=True))
 engine = Engine(
     accelerator="cpu", devices=2, strategy="ddp", default_root_dir=output, logger=False, enable_progress_bar=False,
 )
@@ -336,7 +336,7 @@ def test_two_processes_write_one_table(predict: Predict, shots: Path, tmp_path: 
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1"}
     process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert process.returncode == 0, process.stderr[-3000:]
-    predict(AprilGan(backbone="ViT-demo", class_name="gravel", predictions=PredictionFiles(boxes=True)), shots)
+    predict(AprilGan(backbone="ViT-builtin", class_name="gravel", predictions=PredictionFiles(boxes=True)), shots)
 
     one, two = read_table(results(tmp_path)), read_table(tmp_path / "two/AprilGan/latest")
     for row in (*one, *two):

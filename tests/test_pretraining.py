@@ -100,13 +100,13 @@ def test_the_command_writes_weights_and_adapters_that_load(
     for k_shot in (0, 4):
         assert f"held-out drawn kinds, {k_shot}-shot: image_AUROC" in output
         assert f"held-out photographs, {k_shot}-shot: image_AUROC" in output
-    weights = tmp_path / "ViT-demo.safetensors"
+    weights = tmp_path / "ViT-builtin.safetensors"
     assert {value.dtype for value in load_file(weights).values()} == {torch.float16}
     model = AprilGanModel(BACKBONE, weights, adapter=tmp_path / "adapters.safetensors")
     assert {"leather", "brick", "grass"} <= set(model.trained_on)
     assert "gravel" not in model.trained_on
     _, origin = read_adapters(tmp_path / "adapters.safetensors")
-    assert origin.pretrained == "demo", "the tag, not the path of the weights on this machine"
+    assert origin.pretrained == "builtin", "the tag, not the path of the weights on this machine"
 
 
 def test_an_interrupted_training_continues_with_the_same_result(
@@ -282,7 +282,7 @@ def test_missing_photographs_are_named(tmp_path: Path) -> None:
 
 def test_a_start_without_photographs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="photographs"):
-        main(["pretrain", str(tmp_path), "--start", "demo"])
+        main(["pretrain", str(tmp_path), "--start", "builtin"])
 
 
 def test_damage_is_drawn_where_the_mask_says(photographs: Path) -> None:

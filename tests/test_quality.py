@@ -113,12 +113,12 @@ def measure(categories: dict[str, Category]) -> Measure:
 
 @pytest.fixture(scope="module")
 def zero_shot(measure: Measure, make_model: Callable[..., AprilGanModel]) -> Quality:
-    return measure(make_model(adapter="demo"))
+    return measure(make_model(adapter="builtin"))
 
 
 @pytest.fixture(scope="module")
 def few_shot(measure: Measure, make_model: Callable[..., AprilGanModel]) -> dict[int, Quality]:
-    model = make_model(adapter="demo")
+    model = make_model(adapter="builtin")
     return {k_shot: measure(model, k_shot) for k_shot in SHOTS}
 
 
@@ -154,7 +154,7 @@ def test_trained_adapters_beat_fresh_ones(
 @pytest.fixture(scope="module")
 def alone(make_model: Callable[..., AprilGanModel], categories: dict[str, Category]) -> list[float]:
     """Compute the pixel AUROC of each stage alone, the mean over all kinds."""
-    model, qualities = make_model(adapter="demo"), []
+    model, qualities = make_model(adapter="builtin"), []
     for kind, (_, images, _, masks) in categories.items():
         model.setup(kind)
         with torch.inference_mode():
@@ -185,7 +185,7 @@ def test_each_stage_alone_is_worse_than_all(alone: list[float], zero_shot: Quali
 def test_quick_gelu_is_worse(measure: Measure, zero_shot: Quality) -> None:
     """The weights were trained with GELU."""
     model = AprilGanModel(BACKBONE, image_size=SIZE, quick_gelu=True)
-    model.adapters.load_state_dict(AprilGanModel(BACKBONE, adapter="demo").adapters.state_dict())
+    model.adapters.load_state_dict(AprilGanModel(BACKBONE, adapter="builtin").adapters.state_dict())
     worse = measure(model)
     assert worse.image < zero_shot.image
     assert worse.pixel < zero_shot.pixel

@@ -588,7 +588,7 @@ def test_the_command_line_s_seed_decides_and_nothing_is_seeded_behind_the_user_s
     sample_root: Path, tmp_path: Path
 ) -> None:
     def drawn(*arguments: str) -> tuple[str, ...]:
-        command = ["validate", "--model", "AprilGan", "--model.backbone", "ViT-demo", "--model.k_shot", "2"]
+        command = ["validate", "--model", "AprilGan", "--model.backbone", "ViT-builtin", "--model.k_shot", "2"]
         command += ["--data", "MVTecAD", "--data.root", str(sample_root), "--data.category", "gravel"]
         command += ["--data.num_workers", "0", "--trainer.accelerator", "cpu", "--default_root_dir", str(tmp_path)]
         torch.manual_seed(1234)
@@ -663,7 +663,7 @@ def test_a_model_in_an_engine_s_hands_is_not_changed(
 
     caplog.set_level(logging.ERROR)
     model = make()
-    meddler = Meddler(visualizer=False, backbone="ViT-demo")
+    meddler = Meddler(visualizer=False, backbone="ViT-builtin")
     with pytest.raises(RuntimeError, match="Call `add_references` before or after the run"):
         engine().predict(meddler, data_path=sample_root / "gravel/test/good")
     engine().predict(model, data_path=sample_root / "gravel/test/good")
@@ -689,11 +689,11 @@ def test_a_failed_checkpoint_says_nothing_to_the_next_model(
     torch.save(
         {"state_dict": {"model.weight": torch.zeros(1)}, "pytorch-lightning_version": "2.6"}, tmp_path / "x.ckpt"
     )
-    (expected,) = engine().test(AprilGan("ViT-demo", visualizer=False), datamodule=data(sample_root), verbose=False)
-    used = AprilGan("ViT-demo", k_shot=2, visualizer=False)
+    (expected,) = engine().test(AprilGan("ViT-builtin", visualizer=False), datamodule=data(sample_root), verbose=False)
+    used = AprilGan("ViT-builtin", k_shot=2, visualizer=False)
     engine().test(used, datamodule=data(sample_root, "coins"), verbose=False)
     used.k_shot = None
-    for model in (AprilGan("ViT-demo", visualizer=False), used):
+    for model in (AprilGan("ViT-builtin", visualizer=False), used):
         runner = engine()
         with pytest.raises(ValueError, match="no checkpoint of AprilGan"):
             runner.test(model, datamodule=data(sample_root), ckpt_path=tmp_path / "x.ckpt")

@@ -67,7 +67,7 @@ ADAPTERS = [
     (A(), NEW, None, "any", "visa", "default"),
     (A(), NEW, GRAVEL, "any", "visa", "datamodule"),
     (A(), NEW, VISA, "any", "mvtec", "datamodule"),
-    (A(), NEW, VISA, "ViT-demo", "demo", "datamodule"),
+    (A(), NEW, VISA, "ViT-builtin", "builtin", "datamodule"),
     (A(), after((A(), GRAVEL)), VISA, "any", "mvtec", "datamodule"),
     (A(), after((A(), VISA)), None, "any", "mvtec", "datamodule"),
     (A(), after((A(), None)), VISA, "any", "mvtec", "datamodule"),

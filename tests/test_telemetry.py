@@ -74,7 +74,7 @@ def test_an_export_to_openvino_has_none(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(AprilGan, "to_onnx", lambda *_: tmp_path)
     monkeypatch.setattr(openvino, "convert_model", look)
     with pytest.raises(KeyboardInterrupt):
-        AprilGan(backbone="ViT-demo", class_name="x").to_openvino(tmp_path)
+        AprilGan(backbone="ViT-builtin", class_name="x").to_openvino(tmp_path)
     assert seen == [{"CI": "true", "NNCF_CI": "1"}]
     assert chosen() == {"CI": None, "NNCF_CI": None}
 

@@ -144,7 +144,7 @@ def test_a_threshold_from_normal_images_tells_damaged_from_normal(engine: Engine
         write_sample_data(tmp_path / "data", ("corduroy",), ("crack", "hole"), size=96, train=23, test=8) / "corduroy"
     )
     model = AprilGan(
-        backbone="ViT-demo", class_name="corduroy", k_shot=4, few_shot_source=root / "train/good", visualizer=False
+        backbone="ViT-builtin", class_name="corduroy", k_shot=4, few_shot_source=root / "train/good", visualizer=False
     )
 
     engine.predict(model, data_path=root / "test")

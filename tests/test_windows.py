@@ -267,7 +267,7 @@ def test_windows_are_off_by_default(make_windowed: Make, window: int | None) -> 
 
 
 def test_images_are_twice_as_large_as_a_window_by_default() -> None:
-    model = AprilGan("ViT-demo", window=48)
+    model = AprilGan("ViT-builtin", window=48)
     assert model.model.image_size == 96
     assert model.model.clip.num_patches == 36
     assert model.pre_processor(torch.rand(1, 3, 50, 30)).shape == (1, 3, 96, 96)  # small photographs are enlarged
@@ -532,7 +532,7 @@ def quality(model: AprilGanModel, drawn: dict[str, Drawn], shots: int) -> Tensor
 @pytest.mark.parametrize("shots", [0, 1])
 def test_windows_find_small_defects_and_do_not_lose_large_ones(shots: int) -> None:
     kinds = ("honeycomb", "terrazzo", "wickerwork")
-    plain, windowed = (AprilGanModel("ViT-demo", adapter="demo", window=window) for window in (0, 96))
+    plain, windowed = (AprilGanModel("ViT-builtin", adapter="builtin", window=window) for window in (0, 96))
     with torch.no_grad():
         for small in (True, False):
             drawn = {kind: draw(kind, small=small) for kind in kinds}

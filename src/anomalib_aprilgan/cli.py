@@ -72,7 +72,7 @@ def pretrain(
     Args:
         folder: Folder for images, checkpoints, weights and adapters.
         photographs: Folder of photographs of undamaged materials, with INDEX.tsv, for a second round of training.
-        start: Weights that the second round starts from, instead of the first round's: a file, or demo for those of
+        start: Weights that the second round starts from, instead of the first round's: a file, or builtin for those of
             this package.
         pairs: Number of drawn image pairs of the first round.
         steps: Steps of the first round.
@@ -113,7 +113,7 @@ def doctor(record: bool = False) -> None:
     """Say whether the installation works, for bug reports: versions, devices, cached weights, and a self-test.
 
     Args:
-        record: Instead, record the numbers of the self-test anew. For developers, after a training of ViT-demo.
+        record: Instead, record the numbers of the self-test anew. For developers, after a training of ViT-builtin.
     """
     if record:
         from anomalib_aprilgan.diagnosis.self_test import record as record_numbers  # noqa: PLC0415

@@ -55,21 +55,21 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
 
     Args:
         backbone: Name of an open_clip architecture with a standard ViT, also one added with
-            ``open_clip.add_model_config``, or ``"ViT-demo"``, the small CLIP in this package. Default: that of the
+            ``open_clip.add_model_config``, or ``"ViT-builtin"``, the small CLIP in this package. Default: that of the
             checkpoint, else ``"ViT-L-14-336"``.
         pretrained: Tag of open_clip, path of a CLIP state dict, or ``None`` for random weights. ``"auto"``: those of
-            the checkpoint, else OpenAI's, or with ViT-demo its own.
+            the checkpoint, else OpenAI's, or with ViT-builtin its own.
         image_size: Height and width of the images in pixels; without windows a multiple of the patch size. Default:
             that of the checkpoint, else twice the window, else 518 for ViT-L-14-336, else the size that the backbone
             was made for.
         layers: Stages that get an adapter: blocks of the image tower, counted from 1, in rising order. Default: those
             of the checkpoint, else four evenly spaced ones, for ViT-L-14-336 the paper's (6, 12, 18, 24).
         reference_layers: Stages that are kept in memory banks. Default: those of the checkpoint, else the same as
-            ``layers`` (with ViT-demo: all).
+            ``layers`` (with ViT-builtin: all).
         quick_gelu: Run CLIP with QuickGELU. The published adapters belong to GELU. Default: as the checkpoint, else no.
-        adapter: ``"visa"``, ``"mvtec"``, ``"demo"``, the path of an adapter file or of a checkpoint, or ``None`` to
+        adapter: ``"visa"``, ``"mvtec"``, ``"builtin"``, the path of an adapter file or of a checkpoint, or ``None`` to
             train adapters. ``"auto"``: those of the checkpoint, else the published ones that were not trained on the
-            tested data (``"mvtec"`` for a ``Visa`` datamodule, else ``"visa"``; with ViT-demo, its own).
+            tested data (``"mvtec"`` for a ``Visa`` datamodule, else ``"visa"``; with ViT-builtin, its own).
         class_name: Name of the object or surface. Default: that of the checkpoint, else the datamodule's category, else
             ``"object"``.
         k_shot: Number of normal reference images; 0 is zero-shot. They are drawn without replacement; the seed of
@@ -98,7 +98,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
     Examples:
         >>> from anomalib.data import MVTecAD
         >>> from anomalib.engine import Engine
-        >>> model = AprilGan("ViT-demo", k_shot=4)  # without "ViT-demo": the paper's CLIP, which is downloaded
+        >>> model = AprilGan("ViT-builtin", k_shot=4)  # without "ViT-builtin": the paper's CLIP, which is downloaded
         >>> engine, data = Engine(enable_progress_bar=False), MVTecAD(category="metal_nut", num_workers=0)
         >>> (metrics,) = engine.test(model, datamodule=data, verbose=False)
         >>> model.setup_record.class_name, len(model.reference_files), sorted(metrics)[:2]

@@ -36,18 +36,18 @@ class AprilGanModel(AdaptedClip):
 
     Args:
         backbone: Name of an open_clip architecture with a standard ViT, also one added with
-            ``open_clip.add_model_config``, or ``"ViT-demo"`` for the small CLIP in this package.
+            ``open_clip.add_model_config``, or ``"ViT-builtin"`` for the small CLIP in this package.
         pretrained: Tag of open_clip, path of a CLIP state dict, ``None`` for random weights, or ``"auto"`` for OpenAI's
-            weights (with ViT-demo: its own).
+            weights (with ViT-builtin: its own).
         image_size: Height and width of the images in pixels, without windows a multiple of the patch size. ``None``:
             518 for ViT-L-14-336 as in the paper, otherwise the size that the backbone was made for.
         layers: Stages with an adapter: blocks of the image tower, counted from 1, in rising order. ``None``: four
             evenly spaced blocks, for ViT-L-14-336 (6, 12, 18, 24) as in the paper.
-        reference_layers: Stages that are kept in memory banks. ``None``: the same as ``layers`` (with ViT-demo: all).
+        reference_layers: Stages that are kept in memory banks. ``None``: as ``layers`` (with ViT-builtin: all).
         quick_gelu: Use QuickGELU instead of GELU, for adapters that you train yourself. The published adapters and
             numbers were obtained with GELU, although OpenAI trained CLIP with QuickGELU.
-        adapter: ``"visa"`` or ``"mvtec"`` (published, trained on that data set), ``"demo"`` (for ViT-demo), path of an
-            adapter file, or ``None`` for fresh adapters.
+        adapter: ``"visa"`` or ``"mvtec"`` (published, trained on that data set), ``"builtin"`` (for ViT-builtin), path
+            of an adapter file, or ``None`` for fresh adapters.
         method: Options for ablation studies.
         window: Height and width in pixels of the windows that images are cut into, a multiple of the patch size and
             smaller than ``image_size``, whose default is then twice the window. ``None`` or 0: whole images.
@@ -61,7 +61,7 @@ class AprilGanModel(AdaptedClip):
         RuntimeError: If weights cannot be downloaded.
 
     Examples:
-        >>> model = AprilGanModel("ViT-demo", adapter="demo")
+        >>> model = AprilGanModel("ViT-builtin", adapter="builtin")
         >>> model.setup("bottle")
         >>> prediction = model(torch.zeros(1, 3, 96, 96))  # an image of CLIP's mean colour
         >>> prediction.pred_score.shape, prediction.anomaly_map.shape

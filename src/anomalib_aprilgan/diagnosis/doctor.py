@@ -200,7 +200,7 @@ def _self_test_on(device: str) -> Iterator[Finding]:
     start = time.perf_counter()
     name, difference = largest_difference(measure(device))
     seconds = time.perf_counter() - start
-    text = f"ViT-demo on {device}: differs by {difference:.1e} at most ({name}; tolerance {TOLERANCE:.0e})"
+    text = f"ViT-builtin on {device}: differs by {difference:.1e} at most ({name}; tolerance {TOLERANCE:.0e})"
     yield Finding(OK if difference <= TOLERANCE else BROKEN, f"{text}, {seconds:.1f} s")
 
 

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Self-test: computes scores and maps with ViT-demo, and compares them with recorded numbers."""
+"""Self-test: computes scores and maps with ViT-builtin, and compares them with recorded numbers."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from anomalib_aprilgan.torch_model import AprilGanModel
 __all__ = ["RECORD", "TOLERANCE", "largest_difference", "measure", "record"]
 
 RECORD: Final = Path(__file__).with_name("self_test.json")
-"""The recorded numbers. ``anomalib-aprilgan doctor --record true`` writes them anew, after a training of ViT-demo."""
+"""The recorded numbers. After a training of ViT-builtin, ``anomalib-aprilgan doctor --record true`` makes them anew."""
 
 TOLERANCE: Final = 5e-4
 """Largest difference to a recorded number that is taken for rounding.

@@ -32,7 +32,7 @@ def find_adapters(
     """Read adapters and check that they fit a model.
 
     Args:
-        adapter: ``"visa"``, ``"mvtec"``, ``"demo"``, or the path of a file, see :func:`read_adapters`.
+        adapter: ``"visa"``, ``"mvtec"``, ``"builtin"``, or the path of a file, see :func:`read_adapters`.
         model: Description of the model.
         shapes: Shape ``(D, width)`` of each adapter of the model.
 
@@ -120,8 +120,8 @@ def read_adapters(path: str | Path) -> tuple[dict[str, Tensor], AdapterOrigin]:
     path = checked_path(path, "adapter")
     if not path.is_file():
         msg = (
-            f"Expected argument `adapter` to be 'visa', 'mvtec', 'demo', None or the path of an adapter file, but got "
-            f"{str(path)!r}, which is no existing file."
+            f"Expected argument `adapter` to be 'visa', 'mvtec', 'builtin', None or the path of an adapter file, but "
+            f"got {str(path)!r}, which is no existing file."
         )
         raise ValueError(msg)
     content, metadata = read_weight_file(path, "adapters")

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Names and settings of ViT-demo, the small CLIP in this package, which needs no download.
+"""Names and settings of ViT-builtin, the small CLIP in this package, which needs no download.
 
 ``weights/README.md`` is its model card, with training data, training method and quality.
 """
@@ -19,10 +19,10 @@ __all__ = [
     "WEIGHTS",
 ]
 
-BACKBONE = "ViT-demo"
+BACKBONE = "ViT-builtin"
 """Name of its architecture in open_clip."""
 
-TAG = "demo"
+TAG = "builtin"
 """Value of ``pretrained`` for its weights, and of ``adapter`` for its adapters."""
 
 IMAGE_SIZE = 192

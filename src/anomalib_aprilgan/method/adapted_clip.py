@@ -62,7 +62,7 @@ class AdaptedClip(FewShotClip):
         """Load trained adapters.
 
         Args:
-            adapter: ``"visa"``, ``"mvtec"``, ``"demo"``, or a path: a file of :meth:`save_adapters`, a checkpoint of
+            adapter: ``"visa"``, ``"mvtec"``, ``"builtin"``, or a path: a file of :meth:`save_adapters`, a checkpoint of
                 ``AprilGan``, or one of the authors' ``.pth`` files.
 
         Raises:

@@ -65,7 +65,7 @@ class Architecture:
 
         The default image size is 518 px for ViT-L-14-336 (section 4.1), and otherwise the size that the backbone was
         made for; with windows, it is twice their size. The default stages are four evenly spaced blocks; the last one
-        is the last block of the tower. ViT-demo has defaults of its own, see :mod:`anomalib_aprilgan.files.embedded`.
+        is the last block of the tower. For ViT-builtin's own defaults, see :mod:`anomalib_aprilgan.files.embedded`.
 
         Args:
             backbone: Name of an open_clip architecture.

@@ -21,8 +21,8 @@ SMALLEST_OVERLAP = 0.25
 """Share of its width that a window has in common with its neighbour, at least."""
 
 WHOLE_SHARE = 0.25
-"""Weight of the map of the whole image. It was chosen on drawn images with ViT-demo, as was the rule for the score: the
-map of the windows alone finds small defects hardly better, and large ones much worse."""
+"""Weight of the map of the whole image. It was chosen on drawn images with ViT-builtin, as was the rule for the score:
+the map of the windows alone finds small defects hardly better, and large ones much worse."""
 
 
 class Windows(nn.Module):

@@ -67,8 +67,8 @@ def pretrain(
         folder: Folder for pairs, checkpoints, weights and adapters.
         photographs: Folder of photographs for the second round; see
             :mod:`~anomalib_aprilgan.pretraining.materials`. Without it, there is no second round.
-        start: Weights that the second round starts from, instead of the first round's: a file, or ``"demo"`` for those
-            of this package.
+        start: Weights that the second round starts from, instead of the first round's: a file, or ``"builtin"`` for
+            those of this package.
         pairs: Number of pairs of the first round.
         steps: Steps of the first round.
         photograph_pairs: Number of pairs of the second round.
