@@ -1,9 +1,9 @@
 """Measure exported models.
 
 `cost` prints seconds per image (median, one image at a time), peak memory and file size of each form, with random CLIP
-weights, for ViT-builtin at 192 px, ViT-B-16 at 224 px and ViT-L-14-336 at 518 px. Each form is measured in a process of its own, which loads
-only its own runtime. `quality` prints the AUROC of each form with ViT-builtin, on kinds that it was not trained on.
-Exported files stay in the folder.
+weights, for ViT-builtin at 192 px, ViT-B-16 at 224 px and ViT-L-14-336 at 518 px. Each form is measured in a process of
+its own, which loads only its own runtime. `quality` prints the AUROC of each form with ViT-builtin, on kinds that were
+held out from its training. Exported files stay in the folder.
 """
 
 import json
