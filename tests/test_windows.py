@@ -532,7 +532,8 @@ def quality(model: AprilGanModel, drawn: dict[str, Drawn], shots: int) -> Tensor
 @pytest.mark.parametrize("shots", [0, 1])
 def test_windows_find_small_defects_and_do_not_lose_large_ones(shots: int) -> None:
     kinds = ("honeycomb", "terrazzo", "wickerwork")
-    plain, windowed = (AprilGanModel("ViT-builtin", adapter="builtin", window=window) for window in (0, 96))
+    sizes = {"image_size": 96}, {"image_size": 192, "window": 96}
+    plain, windowed = (AprilGanModel("ViT-builtin", adapter="builtin", **size) for size in sizes)
     with torch.no_grad():
         for small in (True, False):
             drawn = {kind: draw(kind, small=small) for kind in kinds}
