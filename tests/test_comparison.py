@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -532,12 +533,15 @@ def test_examples_of_the_same_name_stay_apart_and_earlier_ones_go(
 
 
 def test_memory_is_that_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    large = bytearray(b"1") * 300_000_000
-    del large
+    def use(size: int) -> None:  # mapped, since the heap may keep what is freed, after other tests in the process
+        with mmap(-1, size) as memory:
+            for page in range(0, size, 4096):
+                memory[page] = 1
+
+    use(300_000_000)
     before = PeakMemory(torch.device("cpu"))
-    large = bytearray(b"1") * 200_000_000
+    use(200_000_000)
     with_large = before.megabytes
-    del large
     after = PeakMemory(torch.device("cpu")).megabytes
     assert 190 < with_large - after < 250, "not the peak of the process so far"
     assert math.isnan(PeakMemory(torch.device("mps")).megabytes)

@@ -38,7 +38,7 @@ def test_zero_shot_image(run: Callable[..., None], sample_root: Path, tmp_path: 
     run("zero_shot_image.py", sample_root / "gravel" / "test" / "stain" / "000.png", "gravel")
     assert "000.png: score 0." in capsys.readouterr().out
     with Image.open(tmp_path / "heatmap.png") as image:
-        assert image.size == (96, 96)
+        assert image.size == (192, 192)
 
 
 def test_few_shot_folder(run: Callable[..., None], sample_root: Path, tmp_path: Path, capsys: Any) -> None:

@@ -63,9 +63,9 @@ class AprilGanModel(AdaptedClip):
     Examples:
         >>> model = AprilGanModel("ViT-builtin", adapter="builtin")
         >>> model.setup("bottle")
-        >>> prediction = model(torch.zeros(1, 3, 96, 96))  # an image of CLIP's mean colour
+        >>> prediction = model(torch.zeros(1, 3, 192, 192))  # an image of CLIP's mean colour
         >>> prediction.pred_score.shape, prediction.anomaly_map.shape
-        (torch.Size([1]), torch.Size([1, 96, 96]))
+        (torch.Size([1]), torch.Size([1, 192, 192]))
     """
 
     def __init__(

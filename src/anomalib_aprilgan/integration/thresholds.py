@@ -21,6 +21,10 @@ FEW_IMAGES = 20
 """With fewer normal or anomalous images than this, their counts of errors say little about new images."""
 
 
+ROUNDING = 1e-5
+"""Share by which a threshold lies above the score that it belongs to. Else rounding errors decide about its image."""
+
+
 def images_needed(rate: float) -> int:
     """Return how many normal images a false-alarm rate needs, if nothing is assumed about their scores.
 
@@ -35,9 +39,9 @@ def images_needed(rate: float) -> int:
 def false_alarm_threshold(scores: Tensor, rate: float) -> Tensor:
     """Compute a threshold that a share of new normal images lies above, from scores of normal images.
 
-    With enough images (:func:`images_needed`) it is one of the scores, and the rate holds for scores of any
-    distribution (split conformal prediction). With fewer, it is the upper prediction limit of a normal distribution,
-    and at least the largest score. With a single image it is that score.
+    With enough images (:func:`images_needed`) it lies just above one of the scores, and the rate holds for scores of
+    any distribution (split conformal prediction). With fewer, it is the upper prediction limit of a normal
+    distribution, and above the largest score. With a single image it lies just above that score.
 
     Args:
         scores: Scores of normal images, shape ``(N,)``.
@@ -49,6 +53,7 @@ def false_alarm_threshold(scores: Tensor, rate: float) -> Tensor:
     number = len(scores)
     rank = ceil(round((1 - rate) * (number + 1), 9))
     ordered = scores.sort().values
+    ordered = ordered + ROUNDING * ordered.abs()
     if rank <= number:
         return ordered[rank - 1]
     if number == 1:
