@@ -23,7 +23,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demonstration, "HELD_OUT_KINDS", ("corduroy", "gear"))
     monkeypatch.setattr(demonstration, "TESTED_PHOTOGRAPHS", ("brick",))
     monkeypatch.setattr(demonstration, "EPOCHS", 1)
-    monkeypatch.setattr(demonstration, "TESTED_IMAGES", 4)
+    monkeypatch.setattr(demonstration, "TESTED_IMAGES", 2)
 
 
 class Page(HTMLParser):

@@ -42,8 +42,9 @@ PATCH = 8
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Test on one kind and one photograph."""
+    """Test on one kind with two defects, and one photograph."""
     monkeypatch.setattr(command, "HELD_OUT_KINDS", ("gear",))
+    monkeypatch.setattr(command, "DEFECTS", ("crack", "hole"))
     monkeypatch.setattr(command, "SHOTS", (0, 4))
     monkeypatch.setattr(
         command, "write_held_out_photographs", partial(write_held_out_photographs, categories=1, train=4, test=2)

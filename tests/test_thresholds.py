@@ -11,6 +11,7 @@ import pytest
 import torch
 from anomalib.data import Folder, MVTecAD
 from anomalib.engine import Engine
+from lightning import seed_everything
 from PIL import Image
 from scipy.stats import norm
 from torch import Tensor
@@ -147,6 +148,7 @@ def test_references_without_a_validation_set_the_threshold(
 
 
 def test_a_threshold_from_normal_images_tells_damaged_from_normal(engine: Engine, tmp_path: Path) -> None:
+    seed_everything(0)  # one of twenty normal images is a false alarm, so some choices of references give two of eight
     root = (
         write_sample_data(tmp_path / "data", ("corduroy",), ("crack", "hole"), size=96, train=23, test=8) / "corduroy"
     )
