@@ -318,6 +318,7 @@ def test_8_bit_models_are_nearly_as_good(name: str, held_out: tuple[MVTecAD, Apr
     assert pixel_8_bit >= pixel - 0.01, name
 
 
+@pytest.mark.slow
 def test_calibration_with_images_of_several_sizes_and_a_fixed_input_size(sample_root: Path, tmp_path: Path) -> None:
     root = shutil.copytree(sample_root, tmp_path / "data")
     for number, file in enumerate(sorted((root / "gravel" / "test" / "good").iterdir())):

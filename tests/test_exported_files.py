@@ -89,7 +89,7 @@ def test_weights_of_an_earlier_larger_model_are_deleted(tmp_path: Path) -> None:
     assert versions(tmp_path, ExportType.ONNX) == ["2", None]
 
 
-@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize("kind", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_a_full_disk_is_named(kind: str, small_disk: Path) -> None:
     model = AprilGan(backbone="ViT-builtin", class_name="x")
     with pytest.raises(OSError, match=rf"No space left on device, so that the model was not exported.*weights/{kind}"):

@@ -178,6 +178,7 @@ def test_each_stage_alone_is_worse_than_all(alone: list[float], zero_shot: Quali
     assert alone[LAYERS.index(stage)] < zero_shot.pixel
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(
     strict=True,
     reason="hardly a difference for so small a CLIP: image AUROC 0.9719 and 0.9684, pixel 0.9683 and 0.9684",

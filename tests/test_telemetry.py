@@ -81,7 +81,11 @@ def test_an_export_to_openvino_has_none(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("arguments", "is_ours"),
-    [(["predict", "--model", "AprilGan"], True), (["fit", "--config={config}"], True), (["fit"], False)],
+    [
+        pytest.param(["predict", "--model", "AprilGan"], True, marks=pytest.mark.slow),
+        (["fit", "--config={config}"], True),
+        (["fit"], False),
+    ],
 )
 def test_anomalib_s_command_has_none_if_it_names_the_model(arguments: list[str], is_ours: bool, tmp_path: Path) -> None:
     """The third case shows that the others could fail."""

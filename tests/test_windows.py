@@ -529,7 +529,7 @@ def quality(model: AprilGanModel, drawn: dict[str, Drawn], shots: int) -> Tensor
     return torch.tensor(found).mean(dim=0)
 
 
-@pytest.mark.parametrize("shots", [0, 1])
+@pytest.mark.parametrize("shots", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_windows_find_small_defects_and_do_not_lose_large_ones(shots: int) -> None:
     kinds = ("honeycomb", "terrazzo", "wickerwork")
     sizes = {"image_size": 96}, {"image_size": 192, "window": 96}
