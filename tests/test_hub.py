@@ -25,7 +25,7 @@ print(downloads.fetch_from_hub("some/clip", ["missing.safetensors", "clip.bin"],
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Has one file. Answers requests about files, and for files, as far as it is told to."""
+    """A hub with one file. A test says which of its answers it gives: those about files, those with files."""
 
     answers: frozenset[str] = frozenset()
     stopped = threading.Event()

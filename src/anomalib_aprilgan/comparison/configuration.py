@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Check of configurations before they are parsed: a YAML file of a few lines can stand for billions of values."""
+"""Check of configurations before they are parsed: with aliases, a short YAML file can grow to billions of values."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -22,7 +22,7 @@ LOADED: Final = (".xml", ".onnx", ".pt")
 """Suffixes of the files that are loaded. OpenVINO models and large ONNX models have a second file with weights."""
 
 ALMOST_NOTHING: Final = 1 << 20
-"""Bytes on the disk below which an error is taken for that of a full disk."""
+"""With fewer free bytes than this, the disk is full, and that is taken for the reason of an error."""
 
 
 def export_folder(export_root: Path | str, kind: ExportType) -> Path:

@@ -203,7 +203,7 @@ def _faults(product: Product, model: CalibratedModel) -> list[str]:
 
 
 def _is_option(name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
-    """Whether a value is of the same kind as that of the model's post-processor; shares are in [0, 1]."""
+    """Whether an option is known, has a value of the right type, and lies in [0, 1] if it is a share."""
     if name not in theirs or name not in ours:
         return False
     numbers = [isinstance(value, int | float) and not isinstance(value, bool) for value in (theirs[name], ours[name])]

@@ -119,7 +119,7 @@ def _complete(url: str, part: Path, limit: int, find_fault: Callable[[Path], str
         if not fault:
             return
         part.unlink()
-        if attempt == 2 or not before:  # noqa: PLR2004  # else the beginning may be that of another file
+        if attempt == 2 or not before:  # noqa: PLR2004  # else start again: the part may have begun with another file
             msg = f"{url} {fault} and was deleted"
             raise OSError(msg)
 

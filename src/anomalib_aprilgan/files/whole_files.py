@@ -177,7 +177,7 @@ def _wait_for_lock(folder: Path) -> int | None:
 
 
 def _is_of(lock: int | None, folder: Path) -> bool:
-    """Whether a lock is still that of a folder, which may have been deleted; if not, it is closed."""
+    """Whether a lock belongs to the folder that exists now. If the folder was deleted meanwhile, close the lock."""
     try:
         if lock is None or os.path.samestat(os.fstat(lock), (folder / LOCK).stat()):
             return True

@@ -110,7 +110,7 @@ class Windows(nn.Module):
 
 
 def _weights(image_size: int, size: int, starts: tuple[int, ...]) -> Tensor:
-    """Compute the weights of the windows along a side; those of all windows at a pixel add up to 1.
+    """Compute the weights of the windows along a side. At each pixel, the weights of all windows add up to 1.
 
     Returns:
         Tensor of shape ``(len(starts), size)``.
