@@ -10,7 +10,6 @@ It runs offline, on a CPU, in minutes, and uses the same code as any other backb
 import shutil
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -22,6 +21,7 @@ from anomalib_aprilgan.demo.experiment import evaluate_category, train_adapters
 from anomalib_aprilgan.demo.page import write_page
 from anomalib_aprilgan.demo.results import DemoResults, Example
 from anomalib_aprilgan.demo.sample_data import write_sample_data
+from anomalib_aprilgan.files.whole_files import unfinished_folder
 from anomalib_aprilgan.integration.quiet import quietly
 
 __all__ = ["demonstrate"]
@@ -69,9 +69,9 @@ def demonstrate(output: str | Path, seed: int = 0) -> DemoResults:
     )
     trained_on = (len(AUXILIARY_KINDS), len(list(auxiliary.glob("*/test/*/*.png"))))
     results = DemoResults(seed, K_SHOT, EPOCHS, trained_on)
-    with quietly(), TemporaryDirectory(dir=output, prefix=".unfinished-") as folder:
+    with quietly(), unfinished_folder(output) as folder:
         console.print("2/4  Training adapters on {} kinds, {} images, {} epochs".format(*trained_on, EPOCHS))
-        model = train_adapters([auxiliary], EPOCHS, seed, Path(folder), image_size=DRAWN_SIZE)
+        model = train_adapters([auxiliary], EPOCHS, seed, folder, image_size=DRAWN_SIZE)
         adapters = model.model.save_adapters(output / "adapters.safetensors")
         arguments: dict[str, Any]
         for name, root, categories, arguments in (
@@ -81,7 +81,7 @@ def demonstrate(output: str | Path, seed: int = 0) -> DemoResults:
             results.categories[name] = list(categories)
             for number, category in enumerate(categories, start=1):
                 console.print(f"3/4  Testing on {name} not seen in training, {number} of {len(categories)}: {category}")
-                _test(results, root / category, number, Path(folder), arguments)
+                _test(results, root / category, number, folder, arguments)
     console.print("4/4  Writing the page")
     results.seconds = time.perf_counter() - start
     page = write_page(output / "index.html", results)
