@@ -5,9 +5,11 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tests must not use the network
+os.environ["XDG_CACHE_HOME"] = mkdtemp(prefix="cache-of-tests-")  # nor the cache of whoever runs them
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core, so one thread per process
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -25,6 +25,7 @@ from anomalib_aprilgan.integration import preparation, run_images, runs, trainin
 from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.calibration import MapRange
 from anomalib_aprilgan.integration.command_line import with_short_errors
+from anomalib_aprilgan.integration.features import AUTO_FEATURES, open_store
 from anomalib_aprilgan.integration.finite_scores import mark_unusable_images, refuse_non_finite_scores
 from anomalib_aprilgan.integration.metrics import paper_evaluator
 from anomalib_aprilgan.integration.post_processing import snapshot
@@ -90,6 +91,9 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
             ``predictions.csv``; ``False``: none.
         on_bad_image: What to do about image files that cannot be used, such as damaged ones: ``"error"`` names them
             before a run starts; ``"skip"`` names them in a warning and drops them from the run's datasets.
+        features: Folder where runs of an Engine store what CLIP's image tower returns, in half precision, so that no
+            image is encoded twice. ``"auto"``: the folder that the environment variable ANOMALIB_APRILGAN_FEATURES
+            names; without it, trainings use the cache, and other runs store nothing. ``None``: nothing is stored.
 
     Raises:
         ValueError: If an argument is out of its range or an adapter does not fit.
@@ -127,6 +131,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         visualizer: Visualizer | bool = True,
         predictions: PredictionFiles | bool = True,
         on_bad_image: Literal["error", "skip"] = "error",
+        features: str | Path | None = AUTO_FEATURES,
     ) -> None:
         quieten_command()
         if not isinstance(learning_rate, float | int) or not 0 < learning_rate < float("inf"):
@@ -157,6 +162,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
             (PredictionFiles() if predictions else None) if isinstance(predictions, bool) else predictions
         )
         self.on_bad_image: str = on_bad_image
+        self.features = features if features in {None, AUTO_FEATURES} else checked_path(features, "features")
         self.adapter = None if adapter is None else str(adapter)
         self.class_name = class_name
         self.k_shot = k_shot
@@ -197,9 +203,10 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         """Limit a training, or refuse one that would train nothing; let datamodules do without a validation split."""
         if self.on_bad_image == "skip":
             run_images.drop_bad_images(self.trainer)
+        datamodule = runs.datamodule_of(self.trainer)
         if stage == TrainerFn.FITTING:
             training.limit_epochs(self.trainer)
-        datamodule = runs.datamodule_of(self.trainer)
+            open_store(self, [getattr(datamodule, f"{split}_data", None) for split in ("train", "val")], trains=True)
         if stage == TrainerFn.VALIDATING and isinstance(datamodule, AuxiliaryDataModule) and self.adapter is not None:
             msg = (
                 f"Expected argument `adapter` to be None for an AuxiliaryDataModule, whose images train adapters, but "
@@ -281,6 +288,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
 
     def _prepare_for(self, loaders: object) -> None:
         run_images.check_files(loaders)
+        open_store(self, run_images.datasets_behind(loaders))
         self.prepare()
 
     def validation_step(self, batch: Batch[Any], *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401

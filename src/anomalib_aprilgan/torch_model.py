@@ -19,7 +19,7 @@ from anomalib_aprilgan.method.scoring import (
     abnormal_probability,
     full_precision,
     image_score,
-    stage_probabilities,
+    stage_logits,
     upsample,
 )
 from anomalib_aprilgan.method.setup_state import SetupTensors
@@ -153,29 +153,31 @@ class AprilGanModel(AdaptedClip):
         """Compute image scores, shape ``(N,)``, from zero-shot scores and, with references, map maxima."""
         return image_score(raw.probability, raw.map_max, tensors.map_range) if tensors.is_few_shot else raw.probability
 
-    def stage_maps(self, images: Tensor, text_features: Tensor) -> list[Tensor]:
+    def stage_maps(self, images: Tensor, text_features: Tensor, recurs: Sequence[bool] | None = None) -> list[Tensor]:
         """Compute the maps for the training loss. Only the adapters receive gradients.
 
         Args:
             images: Pre-processed images of shape ``(N, 3, image_size, image_size)``; with windows, views of images, of
                 shape ``(N, 3, window, window)``.
             text_features: Text features of shape ``(2, D)``, or ``(N, 2, D)`` if each image has its own class.
+            recurs: Whether each image will be seen again; the features of others are not stored. ``None``: all will.
 
         Returns:
             Per stage, the probabilities of both states, shape ``(N, 2, H, W)`` with height and width of the images.
         """
         images = self._checked("images", images, self.architecture.tower_size)
-        tokens = self.clip.encode_image(images, self.layers).tokens
+        tokens = self.clip.encode_image(images, self.layers, recurs).tokens
         with full_precision(images.device):
-            return self._stage_maps(tokens, text_features, self.layers)
+            logits = self._stage_logits(tokens, text_features, self.layers)
+            return [torch.stack([-stage, stage], dim=1).sigmoid() for stage in logits]
 
-    def _stage_maps(self, tokens: Mapping[int, Tensor], text_features: Tensor, stages: Sequence[int]) -> list[Tensor]:
+    def _stage_logits(self, tokens: Mapping[int, Tensor], text_features: Tensor, stages: Sequence[int]) -> list[Tensor]:
         adapted = dict(zip(self.layers, self.adapters([tokens[layer] for layer in self.layers]), strict=True))
-        return [stage_probabilities(adapted[stage], text_features, self.windows.size) for stage in stages]
+        return [stage_logits(adapted[stage], text_features, self.windows.size) for stage in stages]
 
     def _zero_shot_map(self, tokens: Mapping[int, Tensor], text_features: Tensor) -> Tensor:
-        maps = self._stage_maps(tokens, text_features, self.map_stages)
-        return torch.stack([stage[:, 1] for stage in maps]).sum(dim=0) / self._divisor
+        logits = self._stage_logits(tokens, text_features, self.map_stages)
+        return torch.stack(logits).sigmoid().sum(dim=0) / self._divisor
 
     def _few_shot_map(self, tokens: Mapping[int, Tensor], reference_tokens: Sequence[Tensor]) -> Tensor:
         stages = zip(self.reference_layers, reference_tokens, strict=True)

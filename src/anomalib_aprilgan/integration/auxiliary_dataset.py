@@ -17,6 +17,10 @@ from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2 import functional as F  # noqa: N812  # torchvision's own custom
 from torchvision.tv_tensors import Image, Mask
 
+from anomalib_aprilgan.files.feature_files import FeatureFiles
+from anomalib_aprilgan.integration.pre_processing import EightBitResize
+from anomalib_aprilgan.integration.resized_images import read_or_store
+
 __all__ = ["AuxiliaryBatch", "AuxiliaryDataset", "AuxiliaryItem", "Category", "EpochSampler", "mosaic"]
 
 MOSAIC_TILES = 4
@@ -28,9 +32,11 @@ class AuxiliaryItem(ImageItem):
 
     Attributes:
         class_name: Class name for the prompts.
+        recurs: Whether the next epochs will have the same image; mosaics are drawn anew.
     """
 
     class_name: str | None = None
+    recurs: bool | None = None
 
 
 @dataclass
@@ -39,10 +45,12 @@ class AuxiliaryBatch(ImageBatch):
 
     Attributes:
         class_name: Class name of each image.
+        recurs: Whether the next epochs will have the same image, for each image.
     """
 
     item_class = AuxiliaryItem
     class_name: list[str] | None = None
+    recurs: list[bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ class AuxiliaryDataset(AnomalibDataset):
 
     Attributes:
         epoch: Number of the epoch, set by :class:`EpochSampler`.
+        files: Where resized images and masks are stored, so that later epochs need not decode them; ``None``: nowhere.
     """
 
     def __init__(
@@ -83,6 +92,7 @@ class AuxiliaryDataset(AnomalibDataset):
         super().__init__(augmentations=augmentations)
         self.seed = seed
         self.epoch = 0
+        self.files: FeatureFiles | None = None
         self.categories = tuple(categories)
         self.mosaic_probability = mosaic_probability
         frames = [
@@ -101,22 +111,38 @@ class AuxiliaryDataset(AnomalibDataset):
         row = self.samples.iloc[index]
         category = self.categories[row.category_index]
         rng = default_rng([self.seed, self.epoch, index])
-        if rng.random() < self.mosaic_probability:
+        is_mosaic = bool(rng.random() < self.mosaic_probability)
+        if is_mosaic:
             items = [category.dataset[int(number)] for number in rng.integers(len(category.dataset), size=MOSAIC_TILES)]
-            image, mask = mosaic(items)
+            label = int(any(item.gt_label for item in items))
+            image, mask = self._augmented(*mosaic(items))
         else:
-            items = [category.dataset[int(row.index_in_category)]]
-            image, mask = Image(items[0].image), _mask_of(items[0])
-        if self.augmentations is not None:
-            image, mask = self.augmentations(image, mask)
+            label = int(row.label_index)
+            image, mask = self._single(category.dataset, row)
         return AuxiliaryItem(
             image=image,
             gt_mask=mask,
-            gt_label=torch.tensor(int(any(item.gt_label for item in items))),
+            gt_label=torch.tensor(label),
             image_path=str(row.image_path),
             mask_path=str(row.mask_path or ""),
             class_name=category.class_name,
+            recurs=not is_mosaic,
         )
+
+    def _single(self, dataset: AnomalibDataset, row: Any) -> tuple[Image, Mask]:  # noqa: ANN401  # a row of the samples
+        """Return one image and its mask."""
+
+        def read() -> tuple[Image, Mask]:
+            item = cast("ImageItem", dataset[int(row.index_in_category)])
+            return self._augmented(Image(item.image), _mask_of(item))
+
+        mask_path = row.mask_path or ""
+        if self.files is None or not isinstance(self.augmentations, EightBitResize) or not isinstance(mask_path, str):
+            return read()
+        return read_or_store(self.files, self.augmentations.size[0], (str(row.image_path), mask_path), read)
+
+    def _augmented(self, image: Image, mask: Mask) -> tuple[Image, Mask]:
+        return (image, mask) if self.augmentations is None else self.augmentations(image, mask)
 
     @property
     def collate_fn(self) -> Any:  # noqa: ANN401  # the signature is anomalib's

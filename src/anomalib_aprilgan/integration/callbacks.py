@@ -4,7 +4,7 @@
 """The callback through which a trainer reaches the default components of a model."""
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
@@ -17,6 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from anomalib_aprilgan.integration.checkpoint_files import WholeCheckpoints
 from anomalib_aprilgan.integration.checkpoints import check_checkpoint
 from anomalib_aprilgan.integration.command_line import end_command, with_short_errors
+from anomalib_aprilgan.integration.features import HasFeatures, close_store
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
 from anomalib_aprilgan.integration.predictions import PredictionTable
@@ -72,6 +73,10 @@ class ModelCallback(Callback):
             if isinstance(component, (*DEFAULT_COMPONENTS, PredictionTable)):
                 getattr(component, hook)(trainer, module, *args)
 
+    def _close_store(self, module: LightningModule) -> None:
+        if module is self._model and "model" in module._modules:  # noqa: SLF001  # a run may end before there is one
+            close_store(cast("HasFeatures", module))
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the checkpoints of the run in one step."""
         del stage
@@ -125,6 +130,7 @@ class ModelCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print what predictions amount to, or which threshold a validation has set, below the progress bar."""
         WholeCheckpoints.end(trainer)
+        self._close_store(pl_module)
         self._call("teardown", trainer, pl_module, stage)
         calibration = getattr(pl_module.post_processor, "calibration", None) if pl_module is self._model else None
         if stage == TrainerFn.VALIDATING and calibration is not None and trainer.progress_bar_callback is not None:
@@ -135,6 +141,7 @@ class ModelCallback(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Explain the fault of the run's checkpoint, if it has one. On the command line, print the message alone."""
         WholeCheckpoints.end(trainer)
+        self._close_store(pl_module)
         if pl_module is not self._model or not isinstance(exception, Exception):
             return
         if trainer.ckpt_path is not None:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from anomalib_aprilgan.integration.image_files import check_image_files, describe_problems, find_problems
 from anomalib_aprilgan.integration.runs import data_sources
 
-__all__ = ["check_files", "drop_bad_images", "image_files"]
+__all__ = ["check_files", "datasets_behind", "drop_bad_images", "image_files"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +30,7 @@ def check_files(loaders: object) -> None:
     Raises:
         ValueError: If files cannot be used, or if batches would hold images of several sizes; the message names files.
     """
-    all_loaders = _as_list(loaders)
-    datasets = [getattr(loader, "dataset", None) for loader in all_loaders]
+    all_loaders, datasets = _as_list(loaders), datasets_behind(loaders)
     masks = {image: mask for dataset in datasets for image, mask in _mask_files(dataset)}
     sizes = check_image_files([file for dataset in datasets for file in _image_files(dataset)], masks)
     for loader in all_loaders:
@@ -81,7 +80,12 @@ def image_files(loaders: object) -> list[str]:
     Args:
         loaders: A dataloader, or several.
     """
-    return [file for loader in _as_list(loaders) for file in _image_files(getattr(loader, "dataset", None))]
+    return [file for dataset in datasets_behind(loaders) for file in _image_files(dataset)]
+
+
+def datasets_behind(loaders: object) -> list[object]:
+    """List the datasets behind one or several dataloaders."""
+    return [getattr(loader, "dataset", None) for loader in _as_list(loaders)]
 
 
 def _as_list(loaders: object) -> list[object]:

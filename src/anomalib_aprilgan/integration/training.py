@@ -120,5 +120,6 @@ def compute_loss(model: AprilGanModel, batch: Batch[Any], text_features: Tensor)
         raise ValueError(msg)
     images, masks = cast("Tensor", batch.image), batch.gt_mask.as_subclass(Tensor).float()
     views = zip(model.windows.views(images), model.windows.views(masks), strict=True)
-    losses = [adapter_loss(model.stage_maps(view, text_features), mask > 0.5) for view, mask in views]  # noqa: PLR2004
+    recurs = getattr(batch, "recurs", None)
+    losses = [adapter_loss(model.stage_maps(view, text_features, recurs), mask > 0.5) for view, mask in views]  # noqa: PLR2004
     return torch.stack(losses).mean()

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from anomalib_aprilgan.method.clip_weights import fingerprint
+from anomalib_aprilgan.method.clip_weights import digest_of_tower, fingerprint
 from anomalib_aprilgan.method.encoders import ImageFeatures, encode_image, encode_text, pools_end_token
+from anomalib_aprilgan.method.feature_store import FeatureStore
 from anomalib_aprilgan.method.towers import Towers, build_towers, tokenizer_of, uses_quick_gelu
 
 __all__ = ["Clip", "copy_without_text"]
@@ -40,6 +41,7 @@ class Clip(nn.Module):
         num_blocks: Number of transformer blocks in the image tower.
         num_patches: Number of patches of an image.
         fingerprint: Digest of the weights, which shows whether a checkpoint was made with them.
+        store: Where the features of images are stored and looked up; ``None``: all images are encoded.
 
     Raises:
         ValueError: If the architecture is unknown or no standard ViT, if there is no such tag or file, or if the patch
@@ -57,6 +59,9 @@ class Clip(nn.Module):
         self.num_patches: int = visual.grid_size[0] * visual.grid_size[1]
         self.num_blocks = len(visual.transformer.resblocks)
         self.fingerprint = fingerprint(self.towers)
+        self.store: FeatureStore | None = None
+        self._digested: tuple[tuple[tuple[int, int], ...], str] = ((), "")
+        self._backbone = backbone
         self._tokenizer = tokenizer_of(backbone)
         self.requires_grad_(requires_grad=False)
         self.train(mode=False)
@@ -67,17 +72,30 @@ class Clip(nn.Module):
         return not isinstance(self.towers, ImageTowerOnly)
 
     @torch.no_grad()
-    def encode_image(self, images: Tensor, stages: Collection[int]) -> ImageFeatures:
-        """Encode images in one pass through the image tower.
+    def encode_image(
+        self, images: Tensor, stages: Collection[int], recurs: Sequence[bool] | None = None
+    ) -> ImageFeatures:
+        """Encode images in one pass through the image tower, or look up what it returned for them before.
 
         Args:
             images: Pre-processed images of shape ``(N, 3, image_size, image_size)``.
             stages: Blocks whose patch tokens are returned, counted from 1.
+            recurs: Whether each image will be seen again; others are not stored. ``None``: all will.
 
         Returns:
             The image embeddings, and the patch tokens of each stage.
         """
-        return encode_image(self.towers.visual, images, stages)
+        if self.store is None or torch.compiler.is_compiling():
+            return encode_image(self.towers.visual, images, stages)
+        identity = (self._backbone, self.quick_gelu, self._digest_of_tower())
+        return self.store.encode_image(self.towers.visual, images, sorted(stages), identity, recurs)
+
+    def _digest_of_tower(self) -> str:
+        """Return the digest of the image tower's weights, which is computed again if they were replaced or changed."""
+        weights = tuple((weight.data_ptr(), weight._version) for weight in self.towers.visual.parameters())  # noqa: SLF001
+        if self._digested[0] != weights:
+            self._digested = (weights, digest_of_tower(self.towers.visual))
+        return self._digested[1]
 
     @torch.no_grad()
     def project(self, tokens: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from anomalib_aprilgan.files.weight_files import non_finite, read_weight_file, refuse_non_finite
 
-__all__ = ["fingerprint", "read_clip_weights", "resize_positional_embedding"]
+__all__ = ["digest_of_tower", "fingerprint", "read_clip_weights", "resize_positional_embedding"]
 
 
 def read_clip_weights(path: Path) -> dict[str, Tensor]:
@@ -69,6 +69,15 @@ def resize_positional_embedding(embedding: Tensor, grid: int) -> Tensor:
     patches = patches.T.reshape(1, -1, old_grid, old_grid).float()
     patches = interpolate(patches, size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([class_row, patches[0].flatten(1).T.to(class_row.dtype)])
+
+
+def digest_of_tower(visual: nn.Module) -> str:
+    """Compute the SHA-256 of all weights of an image tower, at its image size; ViT-L takes about a second."""
+    digest = hashlib.sha256()
+    for name, value in sorted(visual.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def fingerprint(towers: nn.Module) -> str:

@@ -21,7 +21,7 @@ __all__ = [
     "average_states",
     "full_precision",
     "image_score",
-    "stage_probabilities",
+    "stage_logits",
     "upsample",
 ]
 
@@ -79,10 +79,11 @@ def upsample(grid: Tensor, size: int) -> Tensor:
     return interpolate(grid, size=(size, size), mode="bilinear", align_corners=True)
 
 
-def stage_probabilities(tokens: Tensor, text_features: Tensor, size: int) -> Tensor:
-    """Compute the probability maps of both states from the adapted tokens of one stage (section 3.2).
+def stage_logits(tokens: Tensor, text_features: Tensor, size: int) -> Tensor:
+    """Compute the map of one stage before the softmax: logits of the abnormal minus the normal state (section 3.2).
 
-    The softmax is computed after upsampling.
+    The softmax of two logits is the sigmoid of their difference, and upsampling is linear. So upsampling the difference
+    gives the maps of both states.
 
     Args:
         tokens: L2-normalised adapted patch tokens, shape ``(N, P, D)``.
@@ -90,10 +91,12 @@ def stage_probabilities(tokens: Tensor, text_features: Tensor, size: int) -> Ten
         size: Height and width of the maps in pixels.
 
     Returns:
-        Tensor of shape ``(N, 2, size, size)`` in [0, 1]; channel 1 is the anomaly map of the stage.
+        Tensor of shape ``(N, size, size)``. Its sigmoid is the probability of the abnormal state, that is, the anomaly
+        map of the stage; the sigmoid of its negative is the probability of the normal state.
     """
-    logits = LOGIT_SCALE * tokens @ text_features.mT  # (N, P, 2)
-    return upsample(logits.mT, size).softmax(dim=1)
+    normal, abnormal = text_features.unbind(dim=-2)
+    logits = LOGIT_SCALE * tokens @ (abnormal - normal)[..., None]  # (N, P, 1)
+    return upsample(logits.mT, size)[:, 0]
 
 
 def abnormal_probability(embedding: Tensor, text_features: Tensor) -> Tensor:
