@@ -304,7 +304,7 @@ def test_models_side_by_side(run: Callable[..., pd.DataFrame], sample_root: Path
 def test_aprilgan_is_measured_as_by_anomalib_itself(
     run: Callable[..., pd.DataFrame], sample_root: Path, tmp_path: Path
 ) -> None:
-    table = run(shots=[2], seeds=[5])
+    table = run(shots=[2], seeds=[5], features=None)
     seed_everything(5)
     model = AprilGan(backbone="ViT-builtin", image_size=96, k_shot=2, visualizer=False)
     datamodule = MVTecAD(root=sample_root, category="gravel", num_workers=0)

@@ -280,3 +280,33 @@ def test_a_run_without_any_usable_image_is_refused(make_lightning_model, tmp_pat
 def test_other_values_than_error_and_skip_are_refused(make_lightning_model):
     with pytest.raises(ValueError, match="`on_bad_image`"):
         make_lightning_model(on_bad_image="ignore")
+
+
+def test_sound_files_are_read_once_until_they_change(tmp_path, monkeypatch):
+    images = [tmp_path / f"{number}.png" for number in range(3)]
+    for image in images:
+        Image.new("RGB", (30, 40)).save(image)
+    opened: list[str] = []
+    open_image = Image.open
+
+    def counting(path, *args, **kwargs):
+        opened.append(Path(path).name)
+        return open_image(path, *args, **kwargs)
+
+    monkeypatch.setattr(Image, "open", counting)
+    for _ in range(2):
+        assert check_image_files(images) == {str(image): (30, 40) for image in images}
+    assert set(opened) == {image.name for image in images}
+    opened.clear()
+    check_image_files(images)
+    assert opened == []
+    Image.new("RGB", (50, 60)).save(images[1])
+    assert check_image_files(images)[str(images[1])] == (50, 60)
+    assert set(opened) == {images[1].name}
+    content = images[2].read_bytes()
+    images[2].write_bytes(content[:-20])
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"2\.png is damaged"):
+            check_image_files(images)
+    images[2].write_bytes(content)
+    check_image_files(images)

@@ -25,7 +25,7 @@ from anomalib_aprilgan.integration import preparation, run_images, runs, trainin
 from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.calibration import MapRange
 from anomalib_aprilgan.integration.command_line import with_short_errors
-from anomalib_aprilgan.integration.features import AUTO_FEATURES, open_store
+from anomalib_aprilgan.integration.features import AUTO_FEATURES, checked_features, open_store
 from anomalib_aprilgan.integration.finite_scores import mark_unusable_images, refuse_non_finite_scores
 from anomalib_aprilgan.integration.metrics import paper_evaluator
 from anomalib_aprilgan.integration.post_processing import snapshot
@@ -92,8 +92,9 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         on_bad_image: What to do about image files that cannot be used, such as damaged ones: ``"error"`` names them
             before a run starts; ``"skip"`` names them in a warning and drops them from the run's datasets.
         features: Folder where runs of an Engine store what CLIP's image tower returns, in half precision, so that no
-            image is encoded twice. ``"auto"``: the folder that the environment variable ANOMALIB_APRILGAN_FEATURES
-            names; without it, trainings use the cache, and other runs store nothing. ``None``: nothing is stored.
+            image is encoded twice. ``"cache"``: the folder that the environment variable ANOMALIB_APRILGAN_FEATURES
+            names, else a cache. ``"auto"``: likewise in trainings; other runs only if that variable is set. ``None``:
+            nothing is stored.
 
     Raises:
         ValueError: If an argument is out of its range or an adapter does not fit.
@@ -162,7 +163,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
             (PredictionFiles() if predictions else None) if isinstance(predictions, bool) else predictions
         )
         self.on_bad_image: str = on_bad_image
-        self.features = features if features in {None, AUTO_FEATURES} else checked_path(features, "features")
+        self.features = checked_features(features)
         self.adapter = None if adapter is None else str(adapter)
         self.class_name = class_name
         self.k_shot = k_shot

@@ -25,6 +25,7 @@ from anomalib_aprilgan.comparison.grid import Run
 from anomalib_aprilgan.comparison.results import KEY
 from anomalib_aprilgan.files.whole_files import write_file
 from anomalib_aprilgan.integration.references import draw, normal_training_files
+from anomalib_aprilgan.lightning_model import AprilGan
 
 __all__ = ["ExampleWriter", "References", "Stopwatch"]
 
@@ -67,6 +68,9 @@ class References(Callback):
 class Stopwatch(Callback):
     """Measures the seconds that preparing a model, testing it and scoring an image take.
 
+    If features of images were stored by an earlier run, or by the validation, the seconds that computing them took then
+    are counted, so that the times are those of this run alone.
+
     Attributes:
         fit_seconds: Seconds of set-up, training and validation, until the test begins.
         test_seconds: Seconds of the test, metrics included.
@@ -78,21 +82,27 @@ class Stopwatch(Callback):
         self._start = time.perf_counter()
         self._batch_start = 0.0
         self._test_start = 0.0
+        self._saved = 0.0
         self.fit_seconds = 0.0
         self.test_seconds = 0.0
         self.images = 0
         self.image_seconds = 0.0
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count what stored features have saved."""
+        del trainer
+        self._saved += _seconds_saved(pl_module)
+
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record when the model is ready."""
         del trainer, pl_module
         self._test_start = time.perf_counter()
-        self.fit_seconds = self._test_start - self._start
+        self.fit_seconds = self._test_start - self._start + self._saved
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record when the test ends."""
-        del trainer, pl_module
-        self.test_seconds = time.perf_counter() - self._test_start
+        del trainer
+        self.test_seconds = time.perf_counter() - self._test_start + _seconds_saved(pl_module)
 
     def on_test_batch_start(
         self,
@@ -104,7 +114,7 @@ class Stopwatch(Callback):
     ) -> None:
         """Start the clock before the model's own callbacks, one of which pre-processes the batch."""
         del trainer, batch, batch_idx, dataloader_idx
-        self._batch_start = _now(pl_module.device)
+        self._batch_start = _now(pl_module.device) - _seconds_saved(pl_module)
 
     def on_test_batch_end(
         self,
@@ -117,8 +127,14 @@ class Stopwatch(Callback):
     ) -> None:
         """Stop the clock before the model's own callbacks, which post-process the batch and update metrics."""
         del trainer, outputs, batch_idx, dataloader_idx
-        self.image_seconds += _now(pl_module.device) - self._batch_start
+        self.image_seconds += _now(pl_module.device) + _seconds_saved(pl_module) - self._batch_start
         self.images += batch.batch_size
+
+
+def _seconds_saved(module: LightningModule) -> float:
+    """Return what stored features have saved in the present run of a model."""
+    store = module.model.clip.store if isinstance(module, AprilGan) else None
+    return 0.0 if store is None else store.seconds_saved
 
 
 def _now(device: torch.device) -> float:

@@ -7,13 +7,16 @@ from collections.abc import Iterable, Sequence
 
 from anomalib.data import AnomalibDataModule
 
-from anomalib_aprilgan.comparison.components import make_datamodule, make_model
+from anomalib_aprilgan.comparison.components import make_datamodule
 from anomalib_aprilgan.comparison.grid import Component, Run
+from anomalib_aprilgan.comparison.kept_model import model_of
 from anomalib_aprilgan.datamodule import category_folders
+from anomalib_aprilgan.files.adapter_files import find_adapters
 from anomalib_aprilgan.integration.quiet import quietly
 from anomalib_aprilgan.integration.runs import describe
 from anomalib_aprilgan.integration.setup import with_adapter
 from anomalib_aprilgan.lightning_model import AprilGan
+from anomalib_aprilgan.method.adapters import StageAdapters
 
 __all__ = ["check_data", "check_models", "find_categories"]
 
@@ -95,13 +98,13 @@ def check_models(runs: Iterable[Run]) -> None:
 
 
 def _make(run: Run) -> None:
-    """Make the model of a run, and load its adapters if it is an ``AprilGan`` that uses some."""
-    model = make_model(run.component, 0)
-    if isinstance(model, AprilGan) and model.model.method.projection == "adapters":
+    """Make the model of a run, and read its adapters if it is an ``AprilGan`` that uses some."""
+    model = model_of(run.component, 0)
+    if isinstance(model, AprilGan) and isinstance(model.model.adapters, StageAdapters):
         data = describe(make_datamodule(run.datamodule, run.category))
         wanted = with_adapter(model.arguments, model.setup_record, data, model.model.backbone)
         if wanted.adapter is not None:
-            model.model.load_adapters(wanted.adapter)
+            find_adapters(wanted.adapter, model.model.origin, model.model.adapters.shapes)
 
 
 def _in_one_line(error: Exception) -> str:

@@ -32,6 +32,7 @@ def compare(
     processes: int | None = None,
     examples: int = 2,
     trainer: Mapping[str, Any] | None = None,
+    features: str | None = "cache",
 ) -> Path:
     """Test models side by side, and write a table with one row per run and a report.
 
@@ -52,6 +53,9 @@ def compare(
         processes: Number of processes; by default one per GPU.
         examples: Number of anomalous test images per category that the report shows.
         trainer: Arguments of anomalib's Engine, for instance accelerator or max_epochs.
+        features: Folder where AprilGan stores what CLIP returns for an image, in half precision, so that all shots and
+            seeds encode it once. cache: the folder of the environment variable ANOMALIB_APRILGAN_FEATURES, else a
+            cache. null: nothing is stored.
 
     Returns:
         The report.
@@ -67,6 +71,7 @@ def compare(
     from anomalib_aprilgan.comparison import checks, components, environment, report  # noqa: PLC0415
     from anomalib_aprilgan.comparison.execution import do_runs  # noqa: PLC0415
     from anomalib_aprilgan.comparison.job import ComparisonOptions  # noqa: PLC0415
+    from anomalib_aprilgan.integration.features import checked_features  # noqa: PLC0415
 
     models, data = components.checked_components(models, data)
     environment.check_environment(str(model["class_path"]) for model in models.values())
@@ -81,7 +86,7 @@ def compare(
     prepare_folder(output)
     print(f"{len(runs)} of {len(grid)} runs are to be done{f' here (shard {shard})' if shard else ''}.")  # noqa: T201
     if runs:
-        do_runs(runs, ComparisonOptions(output, dict(trainer or {}), examples), processes)
+        do_runs(runs, ComparisonOptions(output, dict(trainer or {}), examples, checked_features(features)), processes)
     written = report.write_report(output)
     rows = _rows_by_key(read_runs(output))
     failed = [run for run in part if rows.get(run.key, {}).get("status") == FAILED]

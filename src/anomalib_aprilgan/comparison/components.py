@@ -5,6 +5,7 @@
 
 import inspect
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from typing import Any, Final, cast
 
@@ -85,10 +86,17 @@ def make_datamodule(data: Component, category: str) -> AnomalibDataModule:
 
 
 def _instantiate(base: type[Any], component: Component, arguments: Mapping[str, Any]) -> object:
+    content = {"class_path": component["class_path"], "init_args": dict(arguments)}
+    parser = _parser_of(base)  # type: ignore[arg-type]  # mypy takes type[Any] for unhashable
+    return parser.instantiate_classes(parser.parse_object({"component": content})).component
+
+
+@cache
+def _parser_of(base: type[Any]) -> ArgumentParser:
+    """Make a parser for the subclasses of a class, once: each run needs one for its datamodule."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, "component")
-    content = {"class_path": component["class_path"], "init_args": dict(arguments)}
-    return parser.instantiate_classes(parser.parse_object({"component": content})).component
+    return parser
 
 
 def _class_of(component: Component) -> type[Any]:

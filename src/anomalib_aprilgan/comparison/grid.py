@@ -96,14 +96,14 @@ def make_grid(
             whole training split. All others are trained; they take part with the whole split, but not with 0 shots.
 
     Returns:
-        The runs, ordered so that the models follow each other on each category.
+        The runs. All runs of a model on a category follow each other, so that they share what was computed once.
     """
     return [
         Run(name, component, datamodule, category, count, seed)
-        for seed in seeds
-        for count in shots
         for category in categories
         for name, component in models.items()
+        for count in shots
+        for seed in seeds
         if count != ("full" if name in zero_shot else 0)
     ]
 

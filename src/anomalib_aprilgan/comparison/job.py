@@ -22,14 +22,16 @@ from anomalib.pipelines.components import Job, JobGenerator
 from lightning.pytorch import seed_everything
 from tqdm import tqdm
 
+from anomalib_aprilgan.comparison import kept_model
 from anomalib_aprilgan.comparison.authors_protocol import AuthorsProtocol
 from anomalib_aprilgan.comparison.callbacks import ExampleWriter, References, Stopwatch
-from anomalib_aprilgan.comparison.components import make_datamodule, make_model
+from anomalib_aprilgan.comparison.components import make_datamodule
 from anomalib_aprilgan.comparison.environment import PeakMemory, describe_environment, device_of_run
 from anomalib_aprilgan.comparison.folder import EXAMPLES
 from anomalib_aprilgan.comparison.grid import Run
 from anomalib_aprilgan.comparison.results import DONE, FAILED, KEY, METRICS, traceback_file, write_run
 from anomalib_aprilgan.files.whole_files import unfinished_folder, write_file
+from anomalib_aprilgan.integration.features import CACHED_FEATURES
 from anomalib_aprilgan.integration.quiet import quietly
 from anomalib_aprilgan.integration.quiet_engine import quiet_engine
 from anomalib_aprilgan.lightning_model import AprilGan
@@ -55,11 +57,13 @@ class ComparisonOptions:
         output: Folder of the comparison.
         trainer: Arguments of anomalib's Engine.
         examples: Number of anomalous images per category for the report.
+        features: Where ``AprilGan`` stores the features of images, as its argument of that name.
     """
 
     output: Path
     trainer: Mapping[str, Any] = field(default_factory=dict)
     examples: int = 2
+    features: str | Path | None = CACHED_FEATURES
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,8 @@ class ComparisonJob(Job):
             raise self._not_saved(error) from error
         seconds = time.perf_counter() - start
         tqdm.write(f"[{self.number}/{self.total}] {self.planned}: {_summary(row)} ({seconds:.0f} s)")
+        if row["status"] == FAILED:
+            kept_model.release()
         _free_memory()
         return row
 
@@ -128,11 +134,14 @@ class ComparisonJob(Job):
     def _measure(self, device: torch.device, started: str) -> dict[str, Any]:
         """Train or set up the model, and test it."""
         planned = self.planned
+        kept_model.release(except_of=planned.component)
         memory = PeakMemory(device)
         k_shot = None if planned.shots in (0, "full") else cast("int", planned.shots)
         references, stopwatch, protocol = References(k_shot, planned.seed), Stopwatch(), AuthorsProtocol()
         seed_everything(planned.seed, workers=True, verbose=False)
-        model = make_model(planned.component, k_shot or 0)
+        model = kept_model.model_of(planned.component, k_shot or 0)
+        if isinstance(model, AprilGan):
+            model.features = self.options.features
         model.evaluator = AprilGan.configure_evaluator()
         writer = ExampleWriter(self.options.output / EXAMPLES, planned, started, self.options.examples)
         model.visualizer = cast("Any", writer)

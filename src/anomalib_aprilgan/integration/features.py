@@ -11,16 +11,29 @@ from typing import Protocol
 from torchvision.transforms.v2 import Resize
 
 from anomalib_aprilgan.files.feature_files import LIMIT_VARIABLE, FeatureFiles, default_folder, folder_of_environment
+from anomalib_aprilgan.files.paths import checked_path
 from anomalib_aprilgan.integration.auxiliary_dataset import AuxiliaryDataset
 from anomalib_aprilgan.method.feature_store import FeatureStore
 from anomalib_aprilgan.torch_model import AprilGanModel
 
-__all__ = ["AUTO_FEATURES", "HasFeatures", "close_store", "open_store"]
+__all__ = ["AUTO_FEATURES", "CACHED_FEATURES", "HasFeatures", "checked_features", "close_store", "open_store"]
 
 logger = logging.getLogger(__name__)
 
 AUTO_FEATURES = "auto"
 """Value of `features` that lets the environment and the kind of run decide."""
+
+CACHED_FEATURES = "cache"
+"""Value of `features` for the folder of the environment, else for the cache, if there is room in it."""
+
+
+def checked_features(features: str | Path | None) -> str | Path | None:
+    """Check the argument `features`.
+
+    Raises:
+        ValueError: If it is no path.
+    """
+    return features if features in {None, AUTO_FEATURES, CACHED_FEATURES} else checked_path(features, "features")
 
 
 class HasFeatures(Protocol):
@@ -48,10 +61,10 @@ def open_store(module: HasFeatures, datasets: Sequence[object], *, trains: bool 
         dataset.files = None
     if trains and any(_is_augmented(dataset) for dataset in datasets):
         return
-    is_explicit = module.features != AUTO_FEATURES
-    folder = module.features if is_explicit else folder_of_environment()
+    is_cached = module.features == CACHED_FEATURES or (module.features == AUTO_FEATURES and trains)
+    folder = folder_of_environment() if module.features in {AUTO_FEATURES, CACHED_FEATURES} else module.features
     is_explicit = folder is not None
-    if folder is None and trains and module.features is not None:
+    if folder is None and is_cached:
         folder = default_folder()
     if folder is None:
         return
@@ -75,7 +88,7 @@ def open_store(module: HasFeatures, datasets: Sequence[object], *, trains: bool 
     if is_explicit:
         msg = f"{problem} Make room, name a folder on another disk, or pass features=None to encode all images anew."
         raise ValueError(msg)
-    logger.warning("%s They are not stored; each epoch encodes all images anew.", problem)
+    logger.warning("%s They are not stored: images are encoded each time.", problem)
 
 
 def close_store(module: HasFeatures) -> None:

@@ -4,7 +4,9 @@
 """Checks of image and mask files before a run: damage, bits per channel, orientation and size."""
 
 import mmap
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,16 @@ TURNED = range(2, 9)
 
 EXIF_MARKERS = (b"eXIf", b"Orientation", b"Raw profile type")
 """One of these is part of every PNG with an orientation. PIL decodes a PNG completely to look for one."""
+
+
+THREADS = min(8, os.cpu_count() or 1)
+"""Number of files that are read at once. PIL decodes without Python's lock."""
+
+MOST_SOUND_FILES = 200_000
+"""Number of sound files that are remembered."""
+
+_sound_files: dict[str, tuple[tuple[int, ...], Size]] = {}
+"""Files that were sound: their state when they were read, and their size."""
 
 
 class Problem(NamedTuple):
@@ -63,20 +75,27 @@ def find_problems(
 ) -> tuple[dict[str, Size], list[Problem]]:
     """Find images that cannot be used; arguments as for :func:`check_image_files`.
 
+    Several threads read the files. A file that was sound is not read again in this process unless it has changed.
+
     Returns:
         Width and height of the other images in pixels, and the problems.
     """
     sizes: dict[str, Size] = {}
     problems: list[Problem] = []
-    for file in dict.fromkeys(map(str, files)):
-        found = _size_or_problem(Path(file))
-        if isinstance(found, Problem):
-            problems.append(found)
-        else:
-            sizes[file] = found
-    for image, mask in (masks or {}).items():
-        if (problem := _mask_problem(image, mask, sizes)) is not None:
-            problems.append(problem._replace(image=image))
+    names = list(dict.fromkeys(map(str, files)))
+    with ThreadPoolExecutor(THREADS) as pool:
+        for file, found in zip(names, pool.map(_size_or_problem, map(Path, names)), strict=True):
+            if isinstance(found, Problem):
+                problems.append(found)
+            else:
+                sizes[file] = found
+
+        def mask_problem(pair: tuple[str, object]) -> Problem | None:
+            return _mask_problem(*pair, sizes)
+
+        pairs = list((masks or {}).items())
+        found_in_masks = zip(pairs, pool.map(mask_problem, pairs), strict=True)
+        problems += [problem._replace(image=image) for (image, _), problem in found_in_masks if problem is not None]
     return sizes, problems
 
 
@@ -107,6 +126,23 @@ def _mask_problem(image: str, mask: object, sizes: Mapping[str, Size]) -> Proble
 
 
 def _size_or_problem(path: Path, *, is_mask: bool = False) -> Size | Problem:
+    """Return what is known of a file, or read it."""
+    try:
+        status = path.stat()
+    except OSError:
+        return _read_size(path, is_mask=is_mask)
+    state = (is_mask, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    if (known := _sound_files.get(str(path))) is not None and known[0] == state:
+        return known[1]
+    found = _read_size(path, is_mask=is_mask)
+    if not isinstance(found, Problem):
+        if len(_sound_files) > MOST_SOUND_FILES:
+            _sound_files.clear()
+        _sound_files[str(path)] = (state, found)
+    return found
+
+
+def _read_size(path: Path, *, is_mask: bool) -> Size | Problem:
     try:
         if (unsafe := _unsafe(path)) is not None:
             return unsafe
