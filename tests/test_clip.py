@@ -20,11 +20,13 @@ from torch.nn.functional import normalize
 
 from anomalib_aprilgan.files import downloads
 from anomalib_aprilgan.files.downloads import MissingFileError
-from anomalib_aprilgan.method import towers
+from anomalib_aprilgan.method import pretrained
 from anomalib_aprilgan.method.clip import Clip
 from anomalib_aprilgan.method.clip_weights import resize_positional_embedding
+from anomalib_aprilgan.method.encoders import encode_text
 from anomalib_aprilgan.method.prompts import prompt_ensemble
 from anomalib_aprilgan.method.scoring import average_states
+from anomalib_aprilgan.method.towers import Towers, build_towers
 
 BACKBONE = "golden-vit"
 SENTENCES = ["a photo of a cable.", "a jpeg corrupted photo of the pipe_fryum without damage.", "", "cable " * 100]
@@ -48,6 +50,17 @@ def make_clip(golden: dict[str, Any], clip_weights: Path) -> Callable[..., Clip]
     def make(**overrides: Any) -> Clip:
         arguments = {"backbone": BACKBONE, "pretrained": clip_weights, "image_size": golden["size"]}
         return Clip(**arguments | {"quick_gelu": False} | overrides)
+
+    return make
+
+
+@pytest.fixture
+def make_towers(golden: dict[str, Any], clip_weights: Path) -> Callable[..., Towers]:
+    """Make open_clip's own model of the recorded CLIP; arguments may be overridden."""
+
+    def make(**overrides: Any) -> Towers:
+        arguments = {"backbone": BACKBONE, "pretrained": clip_weights, "image_size": golden["size"]}
+        return build_towers(**arguments | {"quick_gelu": False} | overrides).eval().requires_grad_(requires_grad=False)
 
     return make
 
@@ -92,16 +105,16 @@ def test_text_features_are_the_recorded_ones(golden, make_clip):
 
 
 @pytest.mark.parametrize("sentences", [SENTENCES, SENTENCES[:2], SENTENCES[:1], SENTENCES[2:3]])
-def test_text_features_without_padding_are_exact(make_clip, sentences):
+def test_text_features_without_padding_are_exact(make_clip, make_towers, sentences):
     clip = make_clip()
-    expected = clip.towers.encode_text(open_clip.get_tokenizer(BACKBONE)(sentences))
+    expected = make_towers().encode_text(open_clip.get_tokenizer(BACKBONE)(sentences))
     torch.testing.assert_close(clip.encode_text(sentences), expected, atol=1e-5, rtol=0)
 
 
-def test_padding_is_not_computed(make_clip):
-    clip, lengths = make_clip(), []
-    clip.towers.ln_final.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
-    clip.encode_text(SENTENCES[:1])
+def test_padding_is_not_computed(make_towers):
+    towers, lengths = make_towers(), []
+    towers.ln_final.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
+    encode_text(towers, open_clip.get_tokenizer(BACKBONE)(SENTENCES[:1]))
     assert lengths == [8]  # start, six tokens, end
 
 
@@ -111,16 +124,44 @@ def test_padding_is_not_computed(make_clip):
     ids=lambda text: "-".join(map(str, *text.items())),
 )
 @pytest.mark.parametrize("custom_text", [False, True], ids=["standard", "custom text tower"])
-def test_other_text_towers_get_padded_sentences(make_clip, make_variant, text, custom_text):
-    clip = make_clip(backbone=make_variant(text=text, custom_text=custom_text), pretrained=None)
-    expected = clip.towers.encode_text(open_clip.get_tokenizer("variant")(SENTENCES))
+def test_other_text_towers_get_padded_sentences(make_clip, make_towers, make_variant, text, custom_text):
+    variant = {"backbone": make_variant(text=text, custom_text=custom_text), "pretrained": None}
+    clip = make_clip(**variant)
+    expected = make_towers(**variant).encode_text(open_clip.get_tokenizer("variant")(SENTENCES))
     torch.testing.assert_close(clip.encode_text(SENTENCES), expected, atol=1e-5, rtol=0)
 
 
-def test_a_custom_text_tower_gives_the_same_features(make_clip, make_variant):
-    variant = make_clip(backbone=make_variant(custom_text=True))
-    assert isinstance(variant.towers, open_clip.CustomTextCLIP)
-    assert_same_features(variant, make_clip())
+def test_a_custom_text_tower_gives_the_same_features(make_clip, make_towers, make_variant):
+    backbone = make_variant(custom_text=True)
+    assert isinstance(make_towers(backbone=backbone), open_clip.CustomTextCLIP)
+    assert_same_features(make_clip(backbone=backbone), make_clip())
+
+
+def test_the_text_tower_is_loaded_when_it_is_needed(make_clip):
+    clip = make_clip()
+    assert not clip.text.is_loaded
+    clip.encode_text(SENTENCES[:1])
+    assert clip.text.is_loaded
+    copied = deepcopy(clip)
+    assert not copied.text.is_loaded
+    assert_same_features(copied, clip)
+
+
+def test_a_text_tower_of_changed_weights_is_refused(make_clip, weights, tmp_path):
+    path = tmp_path / "clip.pt"
+    torch.save(weights, path)
+    clip = make_clip(pretrained=path)
+    weights["ln_final.bias"][-1] += 1
+    torch.save(weights, path)
+    with pytest.raises(RuntimeError, match=r"clip\.pt\) have changed since the image tower was loaded"):
+        clip.encode_text(SENTENCES)
+
+
+def test_a_relative_path_of_weights_stays_the_same_file(make_clip, clip_weights, monkeypatch, tmp_path):
+    monkeypatch.chdir(clip_weights.parent)
+    clip = make_clip(pretrained=clip_weights.name)
+    monkeypatch.chdir(tmp_path)
+    assert_same_features(clip, make_clip())
 
 
 def test_text_features_from_inference_mode_can_be_trained_with(make_clip):
@@ -146,22 +187,23 @@ def test_image_features_are_the_recorded_ones(golden, make_clip):
     [{}, {"final_ln_after_pool": True}, {"pool_type": "avg"}, {"no_ln_pre": True}, {"ls_init_value": 0.1}],
     ids=lambda vision: "-".join(map(str, *vision.items())) if vision else "standard",
 )
-def test_the_image_embedding_is_that_of_open_clip(make_clip, make_variant, vision, size):
+def test_the_image_embedding_is_that_of_open_clip(make_clip, make_towers, make_variant, vision, size):
     """The pass through the tower must give the same embedding as open_clip, for each kind of ViT."""
-    clip = make_clip(backbone=make_variant(vision=vision), pretrained=None, image_size=size)
+    variant = {"backbone": make_variant(vision=vision), "pretrained": None, "image_size": size}
+    clip = make_clip(**variant)
     images = random_images(size=size)
-    expected = clip.towers.encode_image(images)
+    expected = make_towers(**variant).encode_image(images)
     torch.testing.assert_close(clip.encode_image(images, (1, 4)).embedding, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_stage_tokens_are_the_blocks_outputs_without_the_class_token(make_clip):
     clip, outputs = make_clip(), []
-    for block in clip.towers.visual.transformer.resblocks:
+    for block in clip.visual.transformer.resblocks:
         block.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     images = random_images()
-    clip.towers.encode_image(images)
+    clip.visual(images)
     expected, outputs = outputs, []
-    batch_first = clip.towers.visual.transformer.resblocks[0].attn.batch_first
+    batch_first = clip.visual.transformer.resblocks[0].attn.batch_first
     expected = [output if batch_first else output.transpose(0, 1) for output in expected]
 
     found = clip.encode_image(images, (1, 2, 3, 4)).tokens
@@ -173,7 +215,7 @@ def test_stage_tokens_are_the_blocks_outputs_without_the_class_token(make_clip):
 
 def test_one_pass_serves_all_stages(make_clip):
     clip, calls = make_clip(), []
-    for module in (clip.towers.visual.conv1, *clip.towers.visual.transformer.resblocks):
+    for module in (clip.visual.conv1, *clip.visual.transformer.resblocks):
         module.register_forward_hook(lambda module, inputs, output: calls.append(module))
     features = clip.encode_image(random_images(), {1, 3, 4})
     assert sorted(features.tokens) == [1, 3, 4]
@@ -193,23 +235,23 @@ def test_dimensions(make_clip):
 
 
 @pytest.mark.parametrize("size", [96, 40])
-def test_the_positional_embedding_is_resized_as_open_clip_does(make_clip, weights, size):
+def test_the_positional_embedding_is_resized_as_open_clip_does(make_clip, make_towers, weights, size):
     clip = make_clip(image_size=size)
     resized = dict(weights)
-    open_clip.model.resize_pos_embed(resized, clip.towers)
+    open_clip.model.resize_pos_embed(resized, make_towers(image_size=size))
     expected = resized["visual.positional_embedding"]
     assert expected.shape == (1 + (size // 8) ** 2, 64)
-    torch.testing.assert_close(clip.towers.visual.positional_embedding.data, expected)
+    torch.testing.assert_close(clip.visual.positional_embedding.data, expected)
 
 
 def test_the_same_grid_keeps_the_positional_embedding(weights, make_clip):
     expected = weights["visual.positional_embedding"]
     assert torch.equal(resize_positional_embedding(expected, 8), expected)
-    assert torch.equal(make_clip(image_size=64).towers.visual.positional_embedding, expected)
+    assert torch.equal(make_clip(image_size=64).visual.positional_embedding, expected)
 
 
 def test_random_weights_get_a_resized_positional_embedding_too(make_clip):
-    small, large = (make_clip(pretrained=None, image_size=size).towers.visual for size in (64, 96))
+    small, large = (make_clip(pretrained=None, image_size=size).visual for size in (64, 96))
     expected = resize_positional_embedding(small.positional_embedding, 12)
     assert torch.equal(large.positional_embedding, expected)
 
@@ -370,15 +412,15 @@ IGNORE_TRACING_WARNINGS = pytest.mark.filterwarnings(
 
 
 def as_torchscript(weights: dict[str, Tensor], folder: Path) -> Path:
-    clip = Clip(BACKBONE, None, 64, quick_gelu=False)
-    clip.towers.load_state_dict(weights)
-    visual, images = clip.towers.visual, random_images(1, 64)
+    towers = build_towers(BACKBONE, None, 64, quick_gelu=False).eval().requires_grad_(requires_grad=False)
+    towers.load_state_dict(weights)
+    images = random_images(1, 64)
     tokens = torch.zeros(1, 77, dtype=torch.long)
-    del visual.image_size, visual.grid_size  # a trace cannot store these attributes
-    mask = clip.towers.attn_mask
-    del clip.towers.attn_mask
-    clip.towers.attn_mask = mask  # no buffer, since OpenAI's archives contain no mask
-    traced = torch.jit.trace_module(clip.towers, {"encode_image": images, "encode_text": tokens}, check_trace=False)
+    del towers.visual.image_size, towers.visual.grid_size  # a trace cannot store these attributes
+    mask = towers.attn_mask
+    del towers.attn_mask
+    towers.attn_mask = mask  # no buffer, since OpenAI's archives contain no mask
+    traced = torch.jit.trace_module(towers, {"encode_image": images, "encode_text": tokens}, check_trace=False)
     traced.save(str(folder / "archive.pt"))
     return folder / "archive.pt"
 
@@ -410,9 +452,8 @@ def test_a_torchscript_archive_is_read_without_warnings(make_clip, weights, tmp_
         make_clip(pretrained=path)
 
 
-def test_weights_are_loaded(make_clip, weights):
-    clip = make_clip(image_size=64)
-    state = clip.towers.state_dict()
+def test_weights_are_loaded(make_towers, weights):
+    state = make_towers(image_size=64).state_dict()
     assert all(torch.equal(state[name], value) for name, value in weights.items())
 
 
@@ -420,7 +461,7 @@ def test_a_tag_s_file_is_read_like_any_other(make_clip, make_variant, monkeypatc
     source = {"url": "", "hf_hub": "somewhere/else/"}
     monkeypatch.setitem(open_clip_pretrained._PRETRAINED, make_variant(), {"some_tag": source})
     asked = []
-    monkeypatch.setattr(towers, "fetch_from_hub", lambda *arguments: asked.append(arguments[:2]) or clip_weights)
+    monkeypatch.setattr(pretrained, "fetch_from_hub", lambda *arguments: asked.append(arguments[:2]) or clip_weights)
     assert_same_features(make_clip(backbone="variant", pretrained="some_tag"), make_clip())
     assert asked == [("somewhere/else", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])]
 
@@ -434,7 +475,7 @@ def test_an_archive_in_open_clip_s_older_cache_is_used_offline(
     cached.write_bytes(clip_weights.read_bytes())
     source = {"url": "https://example.invalid/some_clip.pt", "hf_hub": "somewhere/else/"}
     monkeypatch.setitem(open_clip_pretrained._PRETRAINED, make_variant(), {"some_tag": source})
-    monkeypatch.setattr(towers, "fetch_from_hub", pytest.fail)
+    monkeypatch.setattr(pretrained, "fetch_from_hub", pytest.fail)
     assert_same_features(make_clip(backbone="variant", pretrained="some_tag"), make_clip())
 
 
@@ -479,7 +520,7 @@ def test_a_failed_download_names_urls_and_paths(monkeypatch, tmp_path, backbone,
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(downloads, "get_hf_file_metadata", fail)
-    monkeypatch.setattr(towers, "download", fail)  # older versions of open_clip know no file in the hub
+    monkeypatch.setattr(pretrained, "download", fail)  # older versions of open_clip know no file in the hub
     monkeypatch.setattr(downloads, "hf_hub_download", pytest.fail)  # would try again and again
     with pytest.raises(MissingFileError, match="no route to host") as error:
         Clip(backbone, tag, 336, quick_gelu=False)

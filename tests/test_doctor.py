@@ -18,7 +18,7 @@ from anomalib_aprilgan.cli import main
 from anomalib_aprilgan.diagnosis import doctor, self_test
 from anomalib_aprilgan.diagnosis.doctor import BROKEN, NOTE, OK, Finding
 from anomalib_aprilgan.files import embedded, published
-from anomalib_aprilgan.method import towers
+from anomalib_aprilgan.method import pretrained
 from anomalib_aprilgan.torch_model import AprilGanModel
 
 
@@ -96,7 +96,7 @@ def test_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path.write_bytes(b"weights")
     sha256 = hashlib.sha256(b"weights").hexdigest()
     stated = {"right": sha256, "wrong": "0" * 64, "unknown": ""}
-    monkeypatch.setattr(towers, "cached_weights", lambda *_: [(clip[name], stated[name]) for name in clip])
+    monkeypatch.setattr(pretrained, "cached_weights", lambda *_: [(clip[name], stated[name]) for name in clip])
     found = of("Weights")
     assert [text.split()[0] for text in found[OK]] == ["ViT-builtin.safetensors", "CLIP:", "CLIP:"]
     assert [text.split(":")[0] for text in found[BROKEN]] == ["ValueError", "adapters 'visa'", "CLIP"]
@@ -106,12 +106,12 @@ def test_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cached_weights_and_their_stated_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    monkeypatch.setattr(towers, "cached_from_hub", lambda *_: None)
-    assert towers.cached_weights("ViT-L-14-336", "openai") == []
+    monkeypatch.setattr(pretrained, "cached_from_hub", lambda *_: None)
+    assert pretrained.cached_weights("ViT-L-14-336", "openai") == []
     file = tmp_path / ".cache" / "clip" / "ViT-L-14-336px.pt"
     file.parent.mkdir(parents=True)
     file.touch()
-    ((path, sha256),) = towers.cached_weights("ViT-L-14-336", "openai")
+    ((path, sha256),) = pretrained.cached_weights("ViT-L-14-336", "openai")
     assert path == file
     assert sha256.startswith("3035c92b350959924f9f")
     blob = tmp_path / "blobs" / ("a" * 64)
@@ -119,8 +119,8 @@ def test_cached_weights_and_their_stated_digests(tmp_path: Path, monkeypatch: py
     blob.touch()
     source = {"url": open_clip_pretrained.get_pretrained_cfg("ViT-L-14-336", "openai")["url"], "hf_hub": "a/b/"}
     monkeypatch.setattr(open_clip_pretrained, "get_pretrained_cfg", lambda *_: source)  # 2.24 names no hub
-    monkeypatch.setattr(towers, "cached_from_hub", lambda *_: blob)
-    assert towers.cached_weights("ViT-L-14-336", "openai")[1] == (blob, "a" * 64)
+    monkeypatch.setattr(pretrained, "cached_from_hub", lambda *_: blob)
+    assert pretrained.cached_weights("ViT-L-14-336", "openai")[1] == (blob, "a" * 64)
 
 
 @pytest.fixture(scope="module")

@@ -229,7 +229,7 @@ def test_files_contain_the_metadata(exported: Exported, sample_root: Path, monke
 
 def test_files_contain_neither_text_tower_nor_metrics(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
-    weights = sum(weight.numel() * 4 for weight in exported.model.model.clip.towers.visual.parameters())
+    weights = sum(weight.numel() * 4 for weight in exported.model.model.clip.visual.parameters())
     banks = sum(bank.tokens.numel() * 4 for bank in exported.model.model.memory_banks)
     for file in (exported.file("torch"), exported.file("onnx")):
         assert weights < file.stat().st_size < 1.1 * (weights + banks) + 1e6, file
@@ -310,7 +310,7 @@ def test_8_bit_models_are_nearly_as_good(name: str, held_out: tuple[MVTecAD, Apr
     else:
         compressed = quantize_within(0.01, network, datamodule, None, SIDE)
     openvino.save_model(compressed, tmp_path / f"{name}.xml", compress_to_fp16=False)
-    weights = sum(weight.numel() for weight in model.model.clip.towers.visual.parameters())
+    weights = sum(weight.numel() for weight in model.model.clip.visual.parameters())
     rest = sum(bank.tokens.numel() for bank in model.model.memory_banks)
     assert (tmp_path / f"{name}.bin").stat().st_size < 1.4 * weights + 4.2 * rest, name  # of a byte or four each
     image_8_bit, pixel_8_bit = auroc(open_vino(tmp_path / f"{name}.xml"), datamodule, model)
@@ -329,7 +329,7 @@ def test_calibration_with_images_of_several_sizes_and_a_fixed_input_size(sample_
     assert path.name == "small.xml"
     assert model.model.class_name == "gravel"  # from the datamodule, which was never a trainer's
     assert open_vino(path)(np.random.default_rng(0).random((2, 3, 50, 40), np.float32))["pred_score"].shape == (2,)
-    weights = sum(weight.numel() for weight in model.model.clip.towers.visual.parameters())
+    weights = sum(weight.numel() for weight in model.model.clip.visual.parameters())
     assert (
         weights < path.with_suffix(".bin").stat().st_size < 1.7 * weights
     )  # of a byte each, but for the sensitive ones

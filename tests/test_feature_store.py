@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from anomalib_aprilgan import AprilGan, AprilGanModel, AuxiliaryDataModule
+from anomalib_aprilgan.cli import main
 from anomalib_aprilgan.files import feature_files
 from anomalib_aprilgan.files.feature_files import FeatureFiles
 from anomalib_aprilgan.integration.pre_processing import EightBitResize
@@ -188,7 +189,7 @@ class PassedImages:
 
     def __init__(self, clip: Clip) -> None:
         self.number = 0
-        self.handle = clip.towers.visual.conv1.register_forward_hook(self._add)
+        self.handle = clip.visual.conv1.register_forward_hook(self._add)
 
     def _add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self.number += len(inputs[0])
@@ -264,7 +265,7 @@ def test_features_belong_to_weights_activation_size_and_precision(make_model, tm
 
     def change_last_weight(model: AprilGanModel) -> None:
         with torch.no_grad():
-            model.clip.towers.visual.proj.view(-1)[-1] += 1
+            model.clip.visual.proj.view(-1)[-1] += 1
 
     def in_bfloat16(model: AprilGanModel) -> None:
         encode = model.clip.encode_image
@@ -290,7 +291,7 @@ def test_weights_that_change_during_a_run_are_noticed(model, tmp_path):
     model.clip.store = FeatureStore(FeatureFiles(tmp_path))
     before = model.clip.encode_image(images, model.layers)
     with torch.no_grad():
-        model.clip.towers.visual.ln_pre.weight *= 2
+        model.clip.visual.ln_pre.weight *= 2
     after = model.clip.encode_image(images, model.layers)
     assert not torch.equal(before.embedding, after.embedding)
 
@@ -308,7 +309,7 @@ def test_one_pixel_makes_another_image(model, tmp_path):
 
 def test_features_beyond_half_precision_are_not_stored(model, tmp_path):
     with torch.no_grad():
-        model.clip.towers.visual.proj *= 1e6
+        model.clip.visual.proj *= 1e6
     images = images_of(2)
     exact = model.clip.encode_image(images, model.layers)
     model.clip.store = FeatureStore(FeatureFiles(tmp_path))
@@ -511,3 +512,29 @@ def test_a_cache_without_room_is_not_used(make_lightning_model, sample_root, tmp
 def test_another_value_than_a_path_is_refused(make_lightning_model):
     with pytest.raises(ValueError, match="Expected argument `features` to be a path, but got 5"):
         make_lightning_model(features=5)
+
+
+# ---- The command ----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_shows_and_clears_what_is_kept(make_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("ANOMALIB_APRILGAN_FEATURES", raising=False)
+    main(["cache"])
+    shown = capsys.readouterr().out
+    assert re.search(r"Features of images: 0\.0 of at most 50,000 MB in .*cache.anomalib-aprilgan.features\n", shown)
+    model = make_model()
+    model.setup("cable")
+    model.clip.store = FeatureStore(FeatureFiles(feature_files.default_folder()))
+    model.clip.encode_image(images_of(3), model.layers)
+    main(["cache"])
+    shown = capsys.readouterr().out
+    assert re.search(r"golden-vit-96-\w+: 3 files, 0\.\d MB, last used \d{4}-\d\d-\d\d", shown)
+    assert re.search(r"Text features: 0\.0 of at most 100 MB in .*text\n  text: 1 files", shown)
+    main(["cache", "--clear", "true"])
+    assert "deleted" in capsys.readouterr().out
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    files = FeatureFiles(tmp_path / "other")
+    files.write("group", "one", CONTENT, {})
+    main(["cache", "--folder", str(tmp_path / "other"), "--clear", "true"])
+    assert files.groups() == []

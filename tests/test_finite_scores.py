@@ -114,7 +114,7 @@ def test_checkpoints_with_a_post_processor_of_anomalib_load_without_validation(
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("name", [*SPOILT, "post_processor._image_threshold", "model.clip.towers.visual.proj"])
+@pytest.mark.parametrize("name", [*SPOILT, "post_processor._image_threshold", "model.clip.visual.proj"])
 def test_exports_refuse_weights_that_are_not_finite(
     few_shot: AprilGan, tmp_path: Path, name: str, value: float
 ) -> None:

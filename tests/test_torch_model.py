@@ -202,7 +202,7 @@ def test_the_zero_shot_image_score_does_not_depend_on_adapters(make_model):
 def test_a_prediction_needs_one_pass_through_the_tower(make_model):
     model, calls = set_class(make_model(), random_features()), []
     model.setup(reference_images=random_images(seed=1))
-    model.clip.towers.visual.conv1.register_forward_hook(lambda *_: calls.append(1))
+    model.clip.visual.conv1.register_forward_hook(lambda *_: calls.append(1))
     model(random_images())
     assert len(calls) == 1
 
@@ -338,7 +338,7 @@ def test_calibration_changes_nothing_but_the_few_shot_score(make_model):
 def test_references_are_encoded_one_by_one_with_the_same_result(make_model):
     """This limits memory to the activations of one image."""
     model, batch_sizes = make_model(), []
-    model.clip.towers.visual.conv1.register_forward_hook(lambda module, inputs, _: batch_sizes.append(len(inputs[0])))
+    model.clip.visual.conv1.register_forward_hook(lambda module, inputs, _: batch_sizes.append(len(inputs[0])))
     images = random_images(3)
     model.setup(reference_images=images)
     assert batch_sizes == [1, 1, 1]
@@ -359,7 +359,8 @@ def test_references_of_inference_mode_can_be_used_outside(make_model):
 
 def test_a_class_is_encoded_once(make_model):
     model, calls = make_model(), []
-    model.clip.towers.ln_final.register_forward_hook(lambda *_: calls.append(1))
+    encode = model.clip.encode_text
+    model.clip.encode_text = lambda sentences: calls.append(1) or encode(sentences)
     first = model.encode_class("cable")
     count = len(calls)
     assert torch.equal(model.encode_classes(["cable", "cable"]), torch.stack([first, first]))
@@ -668,7 +669,7 @@ def test_clip_projection_replaces_the_adapters(
     model = make_model(adapter=None, method=MethodOptions(projection="clip"), layers=(4,), reference_layers=(4,))
     images = golden["inputs"][:2]
     model.setup("bottle")
-    visual = model.clip.towers.visual
+    visual = model.clip.visual
     visual.output_tokens = True
     _, tokens = visual(images)
     tokens = torch.nn.functional.normalize(tokens @ visual.proj, dim=-1)
@@ -705,3 +706,52 @@ def test_the_text_features_of_a_limited_number_of_classes_are_kept(
     assert len(model._text._computed) == 3
     assert all(torch.equal(value, first) for number, value in results if number == 0)
     assert pickle.loads(pickle.dumps(model._text)).of_class("a", model.clip).equal(first.cpu())  # noqa: S301
+
+
+# ---- Text features on disk ------------------------------------------------------------------------------------------
+
+
+def test_a_second_model_needs_no_text_tower_for_a_known_class(make_model, tmp_path, monkeypatch):
+    """Text features must be the same bit by bit. Class names do not appear on disk."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first, second = make_model(), make_model()
+    first.setup("secret part")
+    second.setup("secret part")
+    assert first.clip.text.is_loaded
+    assert not second.clip.text.is_loaded
+    assert torch.equal(first.text_features, second.text_features)
+    second.setup("another part")
+    assert second.clip.text.is_loaded
+    stored = list((tmp_path / "anomalib-aprilgan/text").rglob("*.safetensors"))
+    assert len(stored) == 2
+    assert all(b"secret" not in path.read_bytes() and "secret" not in path.name for path in stored)
+    assert sum(path.stat().st_size for path in stored) < 10_000
+
+
+def test_stored_text_features_belong_to_weights_activation_and_sentences(make_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def is_known(**overrides: Any) -> bool:
+        model = make_model(adapter=None, **overrides)
+        model.setup("cable")
+        return not model.clip.text.is_loaded
+
+    assert not is_known()
+    assert is_known()
+    assert is_known(image_size=64)
+    assert not is_known(quick_gelu=True)
+    assert not is_known(pretrained=None)
+    assert not is_known(method=MethodOptions(prompts="single"))
+    for path in (tmp_path / "anomalib-aprilgan/text").rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert not is_known()
+    assert is_known()
+
+
+def test_text_features_need_no_place_on_disk(make_model, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # nothing can be written below a file
+    model = make_model()
+    model.setup("cable")
+    assert model.text_features.norm() > 0
+    assert caplog.text == ""

@@ -126,6 +126,19 @@ def doctor(record: bool = False) -> None:
         sys.exit(1)
 
 
+def cache(clear: bool = False, folder: Path | None = None) -> None:
+    """Show what is kept on disk, or delete it: features of images, and text features of classes.
+
+    Args:
+        clear: Delete all of it.
+        folder: Folder of the features of images. Default: that of the environment variable ANOMALIB_APRILGAN_FEATURES,
+            else a cache.
+    """
+    from anomalib_aprilgan.diagnosis import cache as stored  # noqa: PLC0415
+
+    print(stored.clear(folder) if clear else stored.describe(folder))  # noqa: T201
+
+
 def report(folder: Path) -> None:
     """Write the report of a comparison again from its results, and print its path.
 
@@ -183,6 +196,7 @@ ROOT_HELP = "Folder of MVTec AD or of VisA. Give the option twice for both."
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "doctor": doctor,
+    "cache": cache,
     "sample-data": sample_data,
     "pretrain": pretrain,
     "fetch": fetch,

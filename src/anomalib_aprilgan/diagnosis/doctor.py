@@ -152,7 +152,7 @@ def _weights() -> Iterator[Finding]:
     from anomalib_aprilgan.files import embedded, published  # noqa: PLC0415
     from anomalib_aprilgan.files.digests import digest_of  # noqa: PLC0415
     from anomalib_aprilgan.method.architecture import DEFAULT_BACKBONE  # noqa: PLC0415
-    from anomalib_aprilgan.method.towers import cached_weights  # noqa: PLC0415
+    from anomalib_aprilgan.method.pretrained import cached_weights  # noqa: PLC0415
 
     for path in (embedded.WEIGHTS, embedded.ADAPTERS):
         yield from _findings(partial(_embedded, path))

@@ -208,7 +208,7 @@ class Exportable(ExportMixin):
         Raises:
             RuntimeError: If weights, references or thresholds contain NaN or infinite values.
         """
-        if not self.model.clip.has_text:
+        if self.model.clip.text is None:
             self._refuse_non_finite()
             return self
         self.ensure_prepared(datamodule)

@@ -24,7 +24,15 @@ from torch import Tensor, uint8
 from anomalib_aprilgan.files.paths import checked_path
 from anomalib_aprilgan.files.whole_files import UNFINISHED, unfinished_folder
 
-__all__ = ["FOLDER_VARIABLE", "LIMIT_VARIABLE", "FeatureFiles", "Group", "default_folder", "folder_of_environment"]
+__all__ = [
+    "FOLDER_VARIABLE",
+    "LIMIT_VARIABLE",
+    "FeatureFiles",
+    "Group",
+    "default_folder",
+    "folder_of_environment",
+    "text_files",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +43,9 @@ LIMIT_VARIABLE: Final = "ANOMALIB_APRILGAN_FEATURES_GB"
 """Environment variable with the limit on the size of all stored features, in gigabytes."""
 
 DEFAULT_LIMIT_GB: Final = 50.0
+
+TEXT_LIMIT: Final = 100_000_000
+"""Largest size of all stored text features in bytes; those of a class take some kilobytes."""
 
 RESERVE: Final = 1_000_000_000
 """Bytes of the disk that stay free for others."""
@@ -63,8 +74,13 @@ class Group(NamedTuple):
 
 
 def default_folder() -> Path:
-    """Return the folder of stored features in the cache of the platform."""
+    """Return the folder of stored features of images in the cache of the platform."""
     return user_cache_path("anomalib-aprilgan") / "features"
+
+
+def text_files() -> "FeatureFiles":
+    """Return the stored text features, in the cache of the platform."""
+    return FeatureFiles(user_cache_path("anomalib-aprilgan") / "text", TEXT_LIMIT, level=logging.DEBUG)
 
 
 def folder_of_environment() -> Path | None:
@@ -99,15 +115,17 @@ class FeatureFiles:
     Args:
         folder: The folder; it is made when it is first written to.
         limit: Largest size of all files in bytes. ``None``: that of the environment, else 50 GB.
+        level: Level of the message that no more files are written.
 
     Attributes:
         is_full: Whether no more files are written.
     """
 
-    def __init__(self, folder: Path, limit: int | None = None) -> None:
+    def __init__(self, folder: Path, limit: int | None = None, level: int = logging.WARNING) -> None:
         self.folder = folder
         self.limit = limit_of_environment() if limit is None else limit
         self.is_full = False
+        self._level = level
         self._start = time.time()
         self._allowance = 0
 
@@ -208,7 +226,8 @@ class FeatureFiles:
 
     def _stop(self, reason: str) -> None:
         self.is_full = True
-        logger.warning(
+        logger.log(
+            self._level,
             "No more features are stored in %s: %s. The features of other images are computed each time. Delete what "
             "is stored with `anomalib-aprilgan cache --clear true`, or raise %s.",
             self.folder,

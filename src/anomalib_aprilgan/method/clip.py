@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from anomalib_aprilgan.method.clip_weights import digest_of_tower, fingerprint
-from anomalib_aprilgan.method.encoders import ImageFeatures, encode_image, encode_text, pools_end_token
+from anomalib_aprilgan.method.clip_weights import digest_of_weights
+from anomalib_aprilgan.method.encoders import ImageFeatures, encode_image
 from anomalib_aprilgan.method.feature_store import FeatureStore
-from anomalib_aprilgan.method.towers import Towers, build_towers, tokenizer_of, uses_quick_gelu
+from anomalib_aprilgan.method.text_tower import TextTower
+from anomalib_aprilgan.method.towers import Towers, build_image_tower, uses_quick_gelu
 
 __all__ = ["Clip", "copy_without_text"]
 
@@ -35,6 +36,8 @@ class Clip(nn.Module):
         quick_gelu: Use QuickGELU instead of GELU.
 
     Attributes:
+        visual: The image tower.
+        text: The text tower; exported models have none.
         quick_gelu: Whether the towers use QuickGELU.
         width: Dimensions of a patch token.
         embed_dim: Dimensions ``D`` of the joint space.
@@ -51,25 +54,23 @@ class Clip(nn.Module):
 
     def __init__(self, backbone: str, pretrained: str | Path | None, image_size: int, *, quick_gelu: bool) -> None:
         super().__init__()
-        self.towers: Towers = build_towers(backbone, pretrained, image_size, quick_gelu=quick_gelu)
         self.quick_gelu = uses_quick_gelu(backbone, quick_gelu=quick_gelu)
-        visual = self.towers.visual
+        image = build_image_tower(backbone, pretrained, image_size, quick_gelu=quick_gelu)
+        self.visual: Towers = image.visual
+        visual = self.visual
+        self.text: TextTower | None = TextTower(
+            backbone, image.file, quick_gelu=self.quick_gelu, digest=image.text_digest
+        )
         self.width: int = visual.conv1.out_channels
         self.embed_dim: int = visual.proj.shape[1]
         self.num_patches: int = visual.grid_size[0] * visual.grid_size[1]
         self.num_blocks = len(visual.transformer.resblocks)
-        self.fingerprint = fingerprint(self.towers)
+        self.fingerprint = image.fingerprint
         self.store: FeatureStore | None = None
         self._digested: tuple[tuple[tuple[int, int], ...], str] = ((), "")
         self._backbone = backbone
-        self._tokenizer = tokenizer_of(backbone)
         self.requires_grad_(requires_grad=False)
         self.train(mode=False)
-
-    @property
-    def has_text(self) -> bool:
-        """Whether there is a text tower; exported models have none."""
-        return not isinstance(self.towers, ImageTowerOnly)
 
     @torch.no_grad()
     def encode_image(
@@ -86,15 +87,15 @@ class Clip(nn.Module):
             The image embeddings, and the patch tokens of each stage.
         """
         if self.store is None or torch.compiler.is_compiling():
-            return encode_image(self.towers.visual, images, stages)
+            return encode_image(self.visual, images, stages)
         identity = (self._backbone, self.quick_gelu, self._digest_of_tower())
-        return self.store.encode_image(self.towers.visual, images, sorted(stages), identity, recurs)
+        return self.store.encode_image(self.visual, images, sorted(stages), identity, recurs)
 
     def _digest_of_tower(self) -> str:
         """Return the digest of the image tower's weights, which is computed again if they were replaced or changed."""
-        weights = tuple((weight.data_ptr(), weight._version) for weight in self.towers.visual.parameters())  # noqa: SLF001
+        weights = tuple((weight.data_ptr(), weight._version) for weight in self.visual.parameters())  # noqa: SLF001
         if self._digested[0] != weights:
-            self._digested = (weights, digest_of_tower(self.towers.visual))
+            self._digested = (weights, digest_of_weights(self.visual.state_dict()))
         return self._digested[1]
 
     @torch.no_grad()
@@ -107,7 +108,7 @@ class Clip(nn.Module):
         Returns:
             Projected tokens, not normalised, shape ``(N, P, D)``.
         """
-        visual = self.towers.visual
+        visual = self.visual
         return visual.ln_post(tokens.to(visual.proj.dtype)) @ visual.proj
 
     def encode_text(self, sentences: Sequence[str]) -> Tensor:
@@ -123,19 +124,20 @@ class Clip(nn.Module):
         Raises:
             RuntimeError: If there is no text tower.
         """
-        if not self.has_text:
+        if self.text is None:
             msg = (
                 "An exported model has no text tower, so it cannot encode the name of another class. Export a model "
                 "of that class, or load a product file of that class."
             )
             raise RuntimeError(msg)
-        device = self.towers.visual.conv1.weight.device
-        with torch.inference_mode(mode=False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-            token_ids = self._tokenizer(list(sentences)).to(device)
-            tower = getattr(self.towers, "text", self.towers)
-            if pools_end_token(tower):
-                return encode_text(tower, token_ids)
-            return self.towers.encode_text(token_ids)
+        return self.text.encode(sentences, self.visual.conv1.weight.device)
+
+    @property
+    def identity_of_text(self) -> tuple[str | bool, ...]:
+        """What determines the embeddings of sentences; nothing of an exported model."""
+        if self.text is None:
+            return ()
+        return (*self.text.identity, self.visual.conv1.weight.device.type, torch.get_float32_matmul_precision())
 
     def train(self, mode: bool = True) -> "Clip":
         """Keep evaluation mode, whatever ``mode`` is."""
@@ -149,20 +151,9 @@ class Clip(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
         # A strict load would otherwise report CLIP's weights as missing.
-        state_dict.update({prefix + name: value for name, value in self.towers.state_dict(prefix="towers.").items()})
+        own = super().state_dict()
+        state_dict.update({prefix + name: value for name, value in own.items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-class ImageTowerOnly(nn.Module):
-    """Replaces both towers in an exported model, which needs no text tower.
-
-    Args:
-        visual: Image tower.
-    """
-
-    def __init__(self, visual: Towers) -> None:
-        super().__init__()
-        self.visual = visual
 
 
 def copy_without_text(module: Module, clip: Clip) -> Module:
@@ -175,5 +166,4 @@ def copy_without_text(module: Module, clip: Clip) -> Module:
     Returns:
         The copy.
     """
-    towers, visual, tokenizer = clip.towers, clip.towers.visual, clip._tokenizer  # noqa: SLF001
-    return copy.deepcopy(module, {id(towers): ImageTowerOnly(visual), id(visual): visual, id(tokenizer): None})
+    return copy.deepcopy(module, {id(clip.visual): clip.visual, id(clip.text): None})

@@ -5,6 +5,7 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from anomalib_aprilgan.files.weight_files import non_finite, read_weight_file, refuse_non_finite
 
-__all__ = ["digest_of_tower", "fingerprint", "read_clip_weights", "resize_positional_embedding"]
+__all__ = ["digest_of_weights", "fingerprint", "read_clip_weights", "resize_positional_embedding"]
 
 
 def read_clip_weights(path: Path) -> dict[str, Tensor]:
@@ -71,12 +72,13 @@ def resize_positional_embedding(embedding: Tensor, grid: int) -> Tensor:
     return torch.cat([class_row, patches[0].flatten(1).T.to(class_row.dtype)])
 
 
-def digest_of_tower(visual: nn.Module) -> str:
-    """Compute the SHA-256 of all weights of an image tower, at its image size; ViT-L takes about a second."""
+def digest_of_weights(weights: Mapping[str, Tensor]) -> str:
+    """Compute the SHA-256 of all values of a tower's state dict in single precision; ViT-L takes about a second."""
     digest = hashlib.sha256()
-    for name, value in sorted(visual.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    for name, value in sorted(weights.items()):
+        single = value.detach().float() if value.is_floating_point() else value
+        digest.update(f"{name} {single.dtype} {tuple(single.shape)}".encode())
+        digest.update(single.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

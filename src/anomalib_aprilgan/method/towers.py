@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Builds CLIP's towers and loads their weights. This is the only file that imports open_clip.
+"""Builds CLIP's towers, both or one of them, and loads their weights.
 
 Releases of open_clip treat OpenAI's weights differently: 2.24 forces QuickGELU and ignores a forced image size, while
 3.x only warns. Here the towers have the requested architecture, activation and image size with both releases.
@@ -9,28 +9,32 @@ Releases of open_clip treat OpenAI's weights differently: 2.24 forces QuickGELU 
 
 import difflib
 import inspect
-import os
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
 import torch
-from open_clip import pretrained as open_clip_pretrained
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from anomalib_aprilgan.files import embedded
-from anomalib_aprilgan.files.digests import digest_of
-from anomalib_aprilgan.files.downloads import MissingFileError, cached_from_hub, download, fetch_from_hub
-from anomalib_aprilgan.files.paths import checked_path
-from anomalib_aprilgan.method.clip_weights import read_clip_weights, resize_positional_embedding
+from anomalib_aprilgan.method.clip_weights import (
+    digest_of_weights,
+    fingerprint,
+    read_clip_weights,
+    resize_positional_embedding,
+)
+from anomalib_aprilgan.method.pretrained import find_weights
 
 __all__ = [
+    "ImageTower",
     "Towers",
+    "build_image_tower",
+    "build_text_tower",
     "build_towers",
-    "cached_weights",
     "native_image_size",
     "number_of_blocks",
     "patch_grid",
@@ -43,10 +47,23 @@ Weights = dict[str, Tensor]
 Towers = Any
 """Both towers, or one of them: modules of open_clip, which has no type annotations."""
 
-LIMIT = 30_000_000_000
-"""Largest size of a file with CLIP weights in bytes. The largest towers that open_clip has take some 20 GB."""
-
 open_clip.add_model_config(embedded.CONFIG)
+
+
+class ImageTower(NamedTuple):
+    """An image tower, and what identifies the weights.
+
+    Attributes:
+        visual: The tower; ``grid_size`` and ``image_size`` are set for the image size.
+        file: File of the weights; ``None`` for random ones.
+        fingerprint: Digest of the beginning of all weights of both towers.
+        text_digest: SHA-256 of all weights of the text tower.
+    """
+
+    visual: Towers
+    file: Path | None
+    fingerprint: str
+    text_digest: str
 
 
 def build_towers(backbone: str, pretrained: str | Path | None, image_size: int, *, quick_gelu: bool) -> Towers:
@@ -67,19 +84,67 @@ def build_towers(backbone: str, pretrained: str | Path | None, image_size: int, 
             size does not divide the image size.
         MissingFileError: If the weights cannot be downloaded.
     """
+    file = None if pretrained is None else find_weights(backbone, pretrained)
+    return _build_and_load(backbone, file, image_size, "", quick_gelu=quick_gelu)
+
+
+def build_image_tower(backbone: str, pretrained: str | Path | None, image_size: int, *, quick_gelu: bool) -> ImageTower:
+    """Build the image tower of a CLIP alone; arguments and errors as for :func:`build_towers`."""
+    file = None if pretrained is None else find_weights(backbone, pretrained)
+    towers = _build_and_load(backbone, file, image_size, "visual.", quick_gelu=quick_gelu)
+    text = {name: value for name, value in towers.state_dict().items() if not name.startswith("visual.")}
+    return ImageTower(towers.visual, file, fingerprint(towers), digest_of_weights(text))
+
+
+def build_text_tower(backbone: str, file: Path | None, *, quick_gelu: bool) -> Towers:
+    """Build a CLIP without its image tower, from a file of weights; ``None`` for random ones."""
+    towers = _build_and_load(backbone, file, native_image_size(backbone), "!visual.", quick_gelu=quick_gelu)
+    towers.visual = nn.Identity()
+    return towers
+
+
+def _build_and_load(backbone: str, file: Path | None, image_size: int, part: str, *, quick_gelu: bool) -> Towers:
+    """Build both towers, and load the weights of a part of them: of the other part, nothing takes memory.
+
+    Args:
+        backbone: See :func:`build_towers`.
+        file: File of weights; ``None`` for random ones.
+        image_size: See :func:`build_towers`.
+        part: Start of the names of the weights that will be used; ``"!visual."`` for those that do not start so.
+        quick_gelu: See :func:`build_towers`.
+    """
     config = _architecture(backbone)
     grid = patch_grid(backbone, image_size)
     config["quick_gelu"] = bool(config.get("quick_gelu")) or quick_gelu
-    weights = _load_weights(backbone, pretrained) if pretrained is not None else None
-    towers = _build(config)
-    if weights is not None:
-        _load_into(towers, weights, grid, f"{backbone} from pretrained={str(pretrained)!r}")
-    else:
+    if file is None:
+        towers = _build(config)
         resized = resize_positional_embedding(towers.visual.positional_embedding, grid)
         towers.visual.positional_embedding = nn.Parameter(resized)
+    else:
+        weights = read_clip_weights(file)
+        with _WithoutInitialisation():
+            towers = _build(config)
+        used = {name for name in weights if name.startswith(part.lstrip("!")) != part.startswith("!")}
+        _load_into(towers, weights, used, grid, f"{backbone} from {file}")
     towers.visual.image_size = (image_size, image_size)
     towers.visual.grid_size = (grid, grid)
     return towers
+
+
+class _WithoutInitialisation(TorchFunctionMode):
+    """Leaves new weights as they are, since they will be replaced: drawing them takes seconds, and their memory."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        del types
+        if func in {torch.Tensor.normal_, torch.Tensor.uniform_}:
+            return args[0]
+        return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
 
 
 def tokenizer_of(backbone: str) -> Callable[[list[str]], Tensor]:
@@ -173,98 +238,27 @@ def _build(config: dict[str, Any]) -> Towers:
         return (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**config)
 
 
-def _load_weights(backbone: str, pretrained: str | Path) -> Weights:
-    """Read CLIP weights from a file, or from the file that open_clip downloads for a tag."""
-    path = checked_path(pretrained, "pretrained")
-    if path.is_file():
-        return read_clip_weights(path)
-    tags = open_clip_pretrained.list_pretrained_tags_by_model(backbone)
-    if backbone == embedded.BACKBONE:
-        if pretrained == embedded.TAG:
-            return read_clip_weights(embedded.WEIGHTS)
-        tags = [embedded.TAG]
-    if not open_clip_pretrained.is_pretrained_cfg(backbone, str(pretrained)):
-        found = "is a folder" if path.is_dir() and str(pretrained) else "is neither a tag nor an existing file"
-        msg = (
-            f"Expected argument `pretrained` to be a tag that open_clip has for {backbone} "
-            f"({', '.join(tags) if tags else 'there is none'}), the path of a file with CLIP weights such as "
-            f"ViT-L-14-336px.pt or open_clip_model.safetensors, or None for random weights, but got "
-            f"{str(pretrained)!r}, which {found}."
-        )
-        raise ValueError(msg)
-    return read_clip_weights(_download_weights(backbone, str(pretrained)))
-
-
-def cached_weights(backbone: str, tag: str) -> list[tuple[Path, str]]:
-    """Find the files of a tag in open_clip's caches, without network.
+def _load_into(towers: Towers, weights: Weights, used: AbstractSet[str], grid: int, source: str) -> None:
+    """Put weights into the towers, with the positional embedding resized to the patch grid.
 
     Args:
-        backbone: Name of an open_clip architecture.
-        tag: A tag that open_clip has for it.
+        towers: Both towers.
+        weights: Weights by name.
+        used: Names of the weights that will be used. They become single precision, one after the other; the others are
+            checked, but stay as they are.
+        grid: Number of patches along each side.
+        source: Describes the weights.
 
-    Returns:
-        Each file that exists, with the SHA-256 that its publisher states, or the first eight digits of it: as a part of
-        the URL, or as the name of the hub's copy. It is empty if none is stated.
+    Raises:
+        ValueError: If the weights belong to another architecture.
     """
-    url, repository, names, cached = _sources(backbone, tag)
-    found = [(cached, _sha256_in(url))] if url and cached.is_file() else []
-    in_hub = cached_from_hub(repository, names) if repository else None
-    if in_hub:
-        blob = in_hub.resolve().name
-        found.append((in_hub, blob if re.fullmatch("[0-9a-f]{64}", blob) else ""))
-    return found
-
-
-def _sources(backbone: str, tag: str) -> tuple[str, str, list[str], Path]:
-    """Return the URL of a tag, its repository and names in the hub, and the path of the URL's file in the cache."""
-    source = open_clip_pretrained.get_pretrained_cfg(backbone, tag)
-    url = source.get("url", "")
-    cached = Path(os.path.expanduser(f"~/.cache/clip/{Path(url).name}"))  # noqa: PTH111  # no error without a home
-    repository, _, name = source.get("hf_hub", "").rpartition("/")
-    name = name or "open_clip_pytorch_model.bin"
-    safe = re.sub(r"\.(bin|pth)$", ".safetensors", name).replace("open_clip_pytorch_model", "open_clip_model")
-    return url, repository, list(dict.fromkeys([safe, name])), cached  # the names that open_clip tries
-
-
-def _download_weights(backbone: str, tag: str) -> Path:
-    """Return the file of a tag from open_clip's caches, or download it to them."""
-    url, repository, names, cached = _sources(backbone, tag)
-    expected = _sha256_in(url)
-
-    def find_fault(path: Path) -> str:
-        found = digest_of(path)
-        return "" if found.startswith(expected) else f"has the SHA-256 {found} instead of {expected}..."
-
-    try:
-        if repository and not (url and cached.is_file()):  # open_clip 3.x looks in the Hugging Face cache only
-            return fetch_from_hub(repository, names, LIMIT)
-        if not cached.is_absolute():
-            msg = "there is no home directory for the cache"
-            raise OSError(msg)  # noqa: TRY301
-        if not cached.is_file() or (expected and find_fault(cached)):
-            download(url, cached, LIMIT, find_fault if expected else None)
-    except Exception as error:  # network, hub and file system raise errors of many types
-        hub = f"https://huggingface.co/{repository}/resolve/main/{names[0]}"
-        place = f"at {cached}, or anywhere" if url else "anywhere"
-        or_hub = f" The file {hub} works as well, but only with its path." if url and repository else ""
-        advice = f"Put the file {place} with `--model.pretrained PATH` (in Python: pretrained=PATH).{or_hub}"
-        file = f"CLIP ({tag!r} of {backbone}): {url or hub}\n  {advice}"
-        reason = f"{type(error).__name__}: {error}"
-        raise MissingFileError(reason, file) from error
-    return cached
-
-
-def _sha256_in(url: str) -> str:
-    """Return the SHA-256, or its beginning, that URLs of OpenAI and of open_clip contain; empty for other URLs."""
-    digests: list[str] = re.findall(r"[/-]([0-9a-f]{64}|[0-9a-f]{8})(?=[/.])", url)
-    return digests[-1] if digests else ""
-
-
-def _load_into(towers: Towers, weights: Weights, grid: int, source: str) -> None:
-    """Load weights into the towers, with the positional embedding resized to the patch grid."""
     ignored = ("input_resolution", "context_length", "vocab_size", "text.transformer.embeddings.position_ids")
-    weights = {name: value for name, value in weights.items() if name not in ignored}
+    for name in ignored:
+        weights.pop(name, None)
     name = "visual.positional_embedding"
+    for one in used & weights.keys():
+        if weights[one].is_floating_point():
+            weights[one] = weights[one].to(torch.float32, copy=True)
     try:
         if hasattr(towers, "text") and "positional_embedding" in weights:
             weights = open_clip.model.convert_to_custom_text_state_dict(weights)
@@ -273,7 +267,7 @@ def _load_into(towers: Towers, weights: Weights, grid: int, source: str) -> None
         if name in weights and weights[name].shape[1:] == towers.visual.positional_embedding.shape[1:]:
             weights[name] = resize_positional_embedding(weights[name].float(), grid)
             towers.visual.positional_embedding = nn.Parameter(torch.empty_like(weights[name]))
-        towers.load_state_dict(weights)
+        towers.load_state_dict(weights, assign=True)
     except RuntimeError as error:  # shapes that do not fit
         details = " ".join(str(error).split())[:400]
         msg = f"The CLIP weights do not fit the architecture ({source}): {details} ..."

@@ -17,7 +17,7 @@ from anomalib_aprilgan.comparison.results import read_runs
 from anomalib_aprilgan.files.published import PUBLISHED, cached_file, git_object_id
 from anomalib_aprilgan.files.whole_files import write_file
 from anomalib_aprilgan.method.architecture import AUTO, DEFAULT_BACKBONE
-from anomalib_aprilgan.method.towers import cached_weights
+from anomalib_aprilgan.method.pretrained import cached_weights
 from anomalib_aprilgan.torch_model import AprilGanModel
 from anomalib_aprilgan.verification.figures import describe_figures
 from anomalib_aprilgan.verification.text_check import describe_similarities, similarities
