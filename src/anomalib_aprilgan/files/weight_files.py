@@ -125,7 +125,14 @@ def write_weight_file(path: str | Path, tensors: Mapping[str, Tensor], metadata:
 
 def non_finite(tensors: Iterable[tuple[str, Any]]) -> list[str]:
     """Return the names of the tensors that contain NaN or infinity; other values than tensors are ignored."""
-    return [name for name, value in tensors if isinstance(value, Tensor) and not torch.isfinite(value).all()]
+    return [name for name, value in tensors if isinstance(value, Tensor) and not _is_finite(value)]
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether all values are finite. A finite sum says so much sooner; it may overflow, though."""
+    if not values.is_floating_point():
+        return bool(torch.isfinite(values).all())
+    return bool(values.float().sum().isfinite()) or bool(torch.isfinite(values).all())
 
 
 def refuse_non_finite(names: list[str], subject: str) -> None:

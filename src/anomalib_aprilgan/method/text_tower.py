@@ -34,7 +34,6 @@ class TextTower:
     def __init__(self, backbone: str, file: Path | None, *, quick_gelu: bool, digest: str) -> None:
         self.identity = (backbone, quick_gelu, digest)
         self._file = file
-        self._tokenizer = tokenizer_of(backbone)
         self._tower: Towers | None = None
         self._lock = Lock()
 
@@ -59,7 +58,7 @@ class TextTower:
         """
         with torch.inference_mode(mode=False), torch.no_grad(), torch.autocast(device.type, enabled=False):
             towers = self._loaded().to(device)
-            token_ids = self._tokenizer(list(sentences)).to(device)
+            token_ids = tokenizer_of(self.identity[0])(list(sentences)).to(device)
             tower = getattr(towers, "text", towers)
             return encode_text(tower, token_ids) if pools_end_token(tower) else towers.encode_text(token_ids)
 
@@ -79,7 +78,7 @@ class TextTower:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the tower, which can be loaded again, and the lock."""
-        return {name: value for name, value in self.__dict__.items() if name not in {"_tower", "_lock", "_tokenizer"}}
+        return {name: value for name, value in self.__dict__.items() if name not in {"_tower", "_lock"}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _tower=None, _lock=Lock(), _tokenizer=tokenizer_of(state["identity"][0]))
+        self.__dict__.update(state, _tower=None, _lock=Lock())

@@ -11,6 +11,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,11 +143,12 @@ class _WithoutInitialisation(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         del types
-        if func in {torch.Tensor.normal_, torch.Tensor.uniform_}:
-            return args[0]
+        if func in {torch.Tensor.normal_, torch.Tensor.uniform_} or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
         return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
 
 
+@cache
 def tokenizer_of(backbone: str) -> Callable[[list[str]], Tensor]:
     """Return the tokenizer of an architecture: it maps ``S`` sentences to token ids, shape ``(S, context_length)``."""
     return open_clip.get_tokenizer(backbone)
