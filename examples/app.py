@@ -30,7 +30,7 @@ SHOWN = (1024, 1024)  # largest width and height of images in the page
 class Inspector:
     """Scores photographs. The class and the good images are encoded when they change, not for each photograph."""
 
-    def __init__(self, **arguments: Any) -> None:  # noqa: ANN401
+    def __init__(self, **arguments: Any) -> None:
         from anomalib_aprilgan import AprilGan
 
         self.model = AprilGan(**arguments, visualizer=False, predictions=False)

@@ -106,8 +106,29 @@ def test_benchmark_export(tmp_path: Path, capsys: Any) -> None:
     assert re.fullmatch(r"\| ViT-builtin, 96 px: torch, bf16 autocast \| \d+\.\d{3} \| \d+\.\d GB \| 9 MB \|", row)
 
 
+@pytest.mark.parametrize(
+    "sections",
+    [
+        ["inference"],
+        pytest.param(["inference", "precision", "training", "comparison", "start", "others"], marks=pytest.mark.slow),
+    ],
+    ids=lambda sections: f"{len(sections)} sections",
+)
+def test_benchmark_speed(sections: list[str], tmp_path: Path) -> None:
+    """A small model, in a process of its own, since the script sets the number of threads."""
+    small = ["--backbone", "ViT-builtin", "--image_size", "48", "--repetitions", "1", "--batches", "1"]
+    rest = ["--images", "1", "--picture", tmp_path / "picture.png"] if len(sections) > 1 else []
+    command = [sys.executable, EXAMPLES / "benchmark_speed.py", *sections, *small, *rest]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    ratios = dict(re.findall(r"\| (tower|\d+-shot) \| 1 \| [\d.e-]+ \| ([\d.]+) \|", output))
+    assert list(ratios) == ["tower", "0-shot", "1-shot", "4-shot", "16-shot"]
+    assert ratios["tower"] == "1"
+    assert output.count("**") == 2 * (8 if len(sections) > 1 else 1)
+    assert (tmp_path / "picture.png").exists() == (len(sections) > 1)
+
+
 SCRIPTS = sorted(path for path in EXAMPLES.iterdir() if path.suffix in {".py", ".sh"})
-LONGER = {"app.py", "benchmark_export.py", "benchmark_quality.py"}
+LONGER = {"app.py", "benchmark_export.py", "benchmark_quality.py", "benchmark_speed.py"}
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
