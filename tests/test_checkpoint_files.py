@@ -3,12 +3,9 @@
 
 """Checkpoints survive kills and full disks, also if TMPDIR is on another disk."""
 
-import multiprocessing
 import os
-import signal
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,34 +52,30 @@ def weights(path: Path) -> Any:
     return torch.load(path, weights_only=False)["state_dict"]["model.adapters.fc.0.weight"]
 
 
-def kill_while_saving(kills: int, trainer: Trainer, path: Path) -> None:
-    """Save checkpoints in a process that is killed, again and again, and check that the file can be read."""
-
-    def save_for_ever() -> None:
-        while True:
-            trainer.save_checkpoint(path)
-
-    trainer.save_checkpoint(path)
-    for kill in range(kills):
-        process = multiprocessing.get_context("fork").Process(target=save_for_ever)
-        process.start()
-        time.sleep(0.02 + 0.0037 * (kill % 23))
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-        weights(path)
-    trainer.save_checkpoint(path)
-
-
 @pytest.mark.skipif(not os.access(OTHER_DISK, os.W_OK), reason="there is no second disk")
 @pytest.mark.parametrize("kills", [8, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_kill_leaves_the_old_or_the_new_checkpoint(
-    kills: int, train: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kills: int,
+    kill_repeatedly: Callable[..., Iterator[bool]],
+    train: Callable[..., Engine],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    path = tmp_path / "killed" / "model.ckpt"
+
+    def save_and_kill(trainer: Trainer) -> None:
+        def save_for_ever() -> None:
+            while True:
+                trainer.save_checkpoint(path)
+
+        trainer.save_checkpoint(path)
+        for _ in kill_repeatedly(save_for_ever, kills, longest=0.1, shortest=0.02):
+            weights(path)
+        trainer.save_checkpoint(path)
+
     with tempfile.TemporaryDirectory(dir=OTHER_DISK) as other_disk:
         monkeypatch.setattr(tempfile, "tempdir", other_disk)
-        path = tmp_path / "killed" / "model.ckpt"
-        train(callbacks=[SaveAtEnd(lambda trainer: kill_while_saving(kills, trainer, path))])
+        train(callbacks=[SaveAtEnd(save_and_kill)])
         assert not list(Path(other_disk).iterdir())
     assert not list(tmp_path.rglob(f"{UNFINISHED}*"))
 

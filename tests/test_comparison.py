@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from mmap import mmap
 from pathlib import Path
 from typing import Any
@@ -206,16 +206,10 @@ def test_processes_write_and_read_at_once(tmp_path: Path) -> None:
 
 
 @posix
-def test_a_kill_while_writing_leaves_whole_files(tmp_path: Path) -> None:
-    for moment in range(5):
-        worker = multiprocessing.get_context("fork").Process(target=write_many, args=(tmp_path, moment))
-        worker.start()
-        while not (tmp_path / "runs").is_dir():
-            time.sleep(0.001)
-        time.sleep(0.003 * moment)
-        worker.kill()
-        worker.join()
-        assert worker.exitcode == -signal.SIGKILL
+def test_a_kill_while_writing_leaves_whole_files(
+    kill_repeatedly: Callable[..., Iterator[bool]], tmp_path: Path
+) -> None:
+    for _ in kill_repeatedly(lambda: write_many(tmp_path, 5), 5, longest=0.03, shortest=0.01):
         read_runs(tmp_path)  # raises an error for half a file
     write_many(tmp_path, 9)
     assert read_runs(tmp_path).groupby("model").size()[["a", "own 9"]].tolist() == [30, 30]

@@ -3,10 +3,8 @@
 
 """Files of exported models: weights never meet the graph of another model, whatever ends an export."""
 
-import multiprocessing
 import os
-import signal
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +56,9 @@ def test_a_pair_is_replaced_as_one(kind: ExportType, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("kills", [8, pytest.param(60, marks=pytest.mark.slow)])
-def test_a_kill_never_mixes_two_models(kills: int, tmp_path: Path) -> None:
+def test_a_kill_never_mixes_two_models(
+    kills: int, kill_repeatedly: Callable[..., Iterator[bool]], tmp_path: Path
+) -> None:
     kind, found = ExportType.OPENVINO, set()
 
     def export_for_ever() -> None:
@@ -66,13 +66,7 @@ def test_a_kill_never_mixes_two_models(kills: int, tmp_path: Path) -> None:
             for version in "12":
                 export(tmp_path, kind, version)
 
-    for kill in range(kills):
-        process = multiprocessing.get_context("fork").Process(target=export_for_ever)
-        process.start()
-        time.sleep(0.02 + 0.0031 * (kill % 19))
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
+    for _ in kill_repeatedly(export_for_ever, kills, longest=0.08, shortest=0.02):
         graph, weights = versions(tmp_path, kind)
         assert graph in {None, weights}
         found.add(graph)
