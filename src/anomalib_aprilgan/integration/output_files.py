@@ -118,8 +118,10 @@ class OutputFolder:
         return had_files
 
     def _remove(self, path: Path) -> None:
-        inside = path.resolve().is_relative_to(self.folder.resolve())
-        if not inside or not path.is_file():
+        try:
+            if not path.resolve().is_relative_to(self.folder.resolve()) or not path.is_file():
+                return
+        except (OSError, ValueError):  # a line of a damaged index, which names no file
             return
         path.unlink()
         for parent in path.relative_to(self.folder).parents:

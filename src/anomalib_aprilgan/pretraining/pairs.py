@@ -16,10 +16,16 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anomalib_aprilgan.demo.drawing.scenes import AUXILIARY_DEFECTS
 from anomalib_aprilgan.integration.pre_processing import CLIP_MEAN, CLIP_STD
 from anomalib_aprilgan.pretraining.captions import captions
+from anomalib_aprilgan.pretraining.damage import DEFECT_NAMES
+from anomalib_aprilgan.pretraining.pair_files import pair_type
 
 __all__ = ["Batch", "Pairs"]
+
+DEFECTS = {*AUXILIARY_DEFECTS, *DEFECT_NAMES}
+"""Names of defects in files of pairs."""
 
 CROPPED_FRACTION = 0.6
 """Fraction of the pairs of which a part is shown, so that small images show small defects too."""
@@ -58,12 +64,15 @@ class Pairs:
     Args:
         files: Files of :func:`~anomalib_aprilgan.pretraining.pair_files.write_pairs`.
 
+    Raises:
+        ValueError: If a file is damaged or of another kind.
+
     Attributes:
         digest: Digest of the files' names, which say what they contain.
     """
 
     def __init__(self, files: list[Path]) -> None:
-        self._files = [np.load(file, mmap_mode="r") for file in files]
+        self._files = [_read(file) for file in files]
         self._ends = list(accumulate(len(file) for file in self._files))
         names = "\n".join(file.name for file in files)
         self.digest = hashlib.sha256(names.encode()).hexdigest()[:8]
@@ -121,6 +130,24 @@ class Pairs:
             torch.tensor(is_named),
             torch.from_numpy(kinds).long(),
         )
+
+
+def _read(file: Path) -> NDArray[np.void]:
+    """Map a file into memory.
+
+    Raises:
+        ValueError: If it is damaged or of another kind.
+    """
+    try:
+        rows: NDArray[np.void] = np.lib.format.open_memmap(file, mode="r")
+        is_right = rows.ndim == 1 and len(rows) > 0 and rows.dtype == pair_type(rows.dtype["images"].shape[1])
+        is_right &= set(rows["defect"].tolist()) <= DEFECTS and "" not in rows["kind"].tolist()
+    except Exception:  # numpy raises errors of many types, and may advise to run the code of a file
+        is_right = False
+    if not is_right:
+        msg = f"Expected {file} to hold pairs of images, but it is damaged or of another kind. Delete it and run again."
+        raise ValueError(msg)
+    return rows
 
 
 class _Turn(NamedTuple):
