@@ -5,6 +5,7 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ import torch
 from anomalib.data import MVTecAD
 from anomalib.engine import Engine
 from anomalib.engine.plugins import AnomalibCheckpointIO
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
 from anomalib_aprilgan import AprilGan, AuxiliaryDataModule
+from anomalib_aprilgan.files.adapter_files import read_adapters
 from anomalib_aprilgan.files.whole_files import UNFINISHED
+from anomalib_aprilgan.integration.checkpoints import check_checkpoint
 
 MakeModel = Callable[..., AprilGan]
 QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "enable_model_summary": False}
@@ -78,6 +82,48 @@ def test_a_kill_leaves_the_old_or_the_new_checkpoint(
         train(callbacks=[SaveAtEnd(save_and_kill)])
         assert not list(Path(other_disk).iterdir())
     assert not list(tmp_path.rglob(f"{UNFINISHED}*"))
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_continues_as_if_it_had_not_been(
+    kill_repeatedly: Callable[..., Iterator[bool]],
+    make_lightning_model: MakeModel,
+    sample_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folders = (tmp_path / str(number) for number in range(1000))
+
+    def train_on(folder: Path) -> None:
+        """Train for three epochs, from the last checkpoint if there is one."""
+        seed_everything(5, verbose=False)
+        last = folder / "last.ckpt"
+        options: dict[str, Any] = {"filename": last.stem, "enable_version_counter": False}
+        saving = ModelCheckpoint(folder, save_on_train_epoch_end=True, every_n_epochs=1, **options)
+        engine = Engine(default_root_dir=tmp_path / "engine", max_epochs=3, callbacks=[saving], logger=False, **QUIET)
+        model = make_lightning_model(adapter=None)
+        datamodule = AuxiliaryDataModule(MVTecAD(sample_root, category="brick"), ["brick"], num_workers=0)
+        engine.fit(model, datamodule=datamodule, ckpt_path=last if last.exists() else None)
+        model.model.save_adapters(folder / "adapters.safetensors")
+
+    train_on(folder := next(folders))  # takes longer than later trainings, which have imported everything
+    start = time.monotonic()
+    train_on(folder := next(folders))
+    seconds = time.monotonic() - start
+    expected, _ = read_adapters(folder / "adapters.safetensors")
+    folder, ends, resumed = next(folders), 0, 0
+    for was_killed in kill_repeatedly(lambda: train_on(folder), 50, longest=1.5 * seconds):  # noqa: B023  # the present folder
+        resumed += (folder / "last.ckpt").exists()
+        if (folder / "last.ckpt").exists():
+            check_checkpoint(folder / "last.ckpt")
+        if not was_killed:
+            found, _ = read_adapters(folder / "adapters.safetensors")
+            for name, value in expected.items():
+                torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0)
+            folder, ends = next(folders), ends + 1
+    with capsys.disabled():
+        print(f"\n50 kills of trainings of {seconds:.1f} s: {resumed} left a checkpoint, {ends} trainings ended")
+    assert min(ends, resumed - ends) > 5
 
 
 def test_a_full_disk_keeps_the_checkpoint(train: Callable[..., Engine], small_disk: Path) -> None:

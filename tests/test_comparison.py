@@ -650,3 +650,38 @@ def test_what_was_stopped_goes_on(config: Path, tmp_path: Path, sent: str) -> No
     assert sorted(map(int, after.seed)) == seeds
     assert after.started[: len(before)].tolist() == before.started.tolist()
     assert len(pd.read_csv(folder / "results.csv")) == len(seeds)
+
+
+@posix
+@pytest.mark.slow
+def test_a_comparison_that_is_killed_loses_and_doubles_no_run(
+    kill_repeatedly: Callable[..., Iterator[bool]],
+    run: Callable[..., pd.DataFrame],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    start = time.monotonic()
+    run(seeds=[0, 1, 2], output=tmp_path / "whole")
+    seconds = time.monotonic() - start
+    folders = (tmp_path / f"folder {number}" for number in range(1000))
+    folder, ends, kept = next(folders), 0, 0
+    before = pd.DataFrame(columns=["seed", "started"])
+    for was_killed in kill_repeatedly(lambda: run(seeds=[0, 1, 2], output=folder), 50, longest=seconds):  # noqa: B023  # the present folder
+        after = read_runs(folder)
+        kept += len(before)
+        assert after.started[: len(before)].tolist() == before.started.tolist(), "a run is lost, or was repeated"
+        assert len(set(after.seed)) == len(after), "a run is there twice"
+        assert set(after.status) <= {"done"}
+        if (folder / "results.csv").exists():
+            assert len(pd.read_csv(folder / "results.csv")) <= len(after)
+        if (folder / "report.html").exists():
+            assert (folder / "report.html").read_text(encoding="utf-8").rstrip().endswith("</html>")
+        before = after
+        if not was_killed:
+            assert sorted(after.seed) == ["0", "1", "2"]
+            assert len(pd.read_csv(folder / "results.csv")) == 3
+            assert not leftovers(folder)
+            folder, before, ends = next(folders), after[:0], ends + 1
+    with capsys.disabled():
+        print(f"\n50 kills of comparisons of {seconds:.1f} s: {kept} rows kept, {ends} comparisons ended")
+    assert min(ends, kept) > 5

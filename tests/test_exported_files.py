@@ -4,11 +4,13 @@
 """Files of exported models: weights never meet the graph of another model, whatever ends an export."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from anomalib.deploy import ExportType
 
 from anomalib_aprilgan import AprilGan
@@ -74,6 +76,43 @@ def test_a_kill_never_mixes_two_models(
     export(tmp_path, kind, "3")
     assert versions(tmp_path, kind) == ["3", "3"]
     assert not list(tmp_path.rglob(f"{UNFINISHED}*")), "what the kills left is deleted"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_a_real_export_that_is_killed_leaves_a_whole_model(
+    kind: str,
+    kill_repeatedly: Callable[..., Iterator[bool]],
+    make_lightning_model: Callable[..., AprilGan],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    models = [make_lightning_model(class_name=name) for name in ("coin", "screw")]
+    for model in models:  # the first export imports what it needs
+        path = getattr(model, f"to_{kind}")(tmp_path)
+    start = time.monotonic()
+    getattr(models[0], f"to_{kind}")(tmp_path)
+    seconds = time.monotonic() - start
+
+    def class_in_file() -> str:
+        if kind == "torch":
+            return str(torch.load(path, weights_only=False)["model"].model.class_name)
+        onnx = pytest.importorskip("onnx")
+        onnx.checker.check_model(content := onnx.load(path))
+        return next(entry.value for entry in content.metadata_props if entry.key == "class_name")
+
+    def export_in_turn() -> None:
+        getattr(models[len(found) % 2], f"to_{kind}")(tmp_path)
+
+    found: list[str] = []
+    for _ in kill_repeatedly(export_in_turn, 50, longest=1.2 * seconds):
+        found.append(class_in_file())
+    with capsys.disabled():
+        print(f"\n50 kills of exports of {seconds:.1f} s to {kind}: {len(found) - 50} exports ended")
+    assert set(found) == {"coin", "screw"}
+    getattr(models[0], f"to_{kind}")(tmp_path)
+    assert class_in_file() == "coin"
+    assert not list(tmp_path.rglob(f"{UNFINISHED}*"))
 
 
 def test_weights_of_an_earlier_larger_model_are_deleted(tmp_path: Path) -> None:

@@ -606,7 +606,7 @@ def comparison_files(sample_root: Path, folder: Path) -> dict[str, Kind]:
 
     config = {
         "models": {"ours": {"class_path": "AprilGan", "init_args": {"backbone": "ViT-builtin", "k_shot": 0}}},
-        "data": {"class_path": "MVTecAD", "init_args": {"root": str(sample_root), "num_workers": 0}},
+        "data": {"class_path": "MVTecAD", "init_args": {"root": "sample", "num_workers": 0}},
         "categories": ["coins", "brick"],
         "shots": [0, 2],
         "seeds": [0, 1],
@@ -615,6 +615,9 @@ def comparison_files(sample_root: Path, folder: Path) -> dict[str, Kind]:
     }
 
     def configure(path: Path) -> None:
+        """Check a configuration. Its paths are relative, since anomalib makes folders for data that are missing."""
+        if not Path("sample").exists():
+            Path("sample").symlink_to(sample_root)
         main(["compare", "--config", str(path)])
 
     return {
@@ -895,9 +898,6 @@ def test_damaged_files_are_read_rightly_or_refused_by_name(
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     for outcome in outcomes(kinds, work, others, trace):
         seconds[outcome.kind].append(time.monotonic() - before)
-        if seconds[outcome.kind][-1] > 2:
-            with capsys.disabled():
-                print("SLOW", outcome)
         before = time.monotonic()
         found.append(outcome)
     counts = Counter((one.kind, one.result) for one in found)

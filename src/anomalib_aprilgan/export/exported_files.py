@@ -30,6 +30,10 @@ def export_folder(export_root: Path | str, kind: ExportType) -> Path:
     return Path(export_root) / "weights" / kind.value
 
 
+TORCH_WRITER: Final = "inline_container"
+"""Part of torch's errors if a file cannot be written."""
+
+
 @contextmanager
 def replacing(export_root: Path | str, kind: ExportType) -> Iterator[Path]:
     """Provide a temporary export root, and put its files in place at the end. After an error, existing files are kept.
@@ -54,6 +58,9 @@ def replacing(export_root: Path | str, kind: ExportType) -> Iterator[Path]:
             if shutil.disk_usage(folder).free < ALMOST_NOTHING:  # torch and OpenVINO do not say so
                 msg = f"{os.strerror(errno.ENOSPC)}, so that the model was not exported"
                 raise OSError(errno.ENOSPC, msg, str(folder)) from error
+            if TORCH_WRITER in str(error):  # perhaps a quota is used up
+                msg = "torch could not write the file, so that the model was not exported"
+                raise OSError(errno.EIO, msg, str(folder)) from error
             raise
         _put_in_place(sorted(made.iterdir()), folder)
 

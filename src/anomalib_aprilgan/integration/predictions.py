@@ -7,7 +7,7 @@ import csv
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
 
@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from anomalib_aprilgan.integration import run_images
-from anomalib_aprilgan.integration.output_files import OutputFolder, named_items, written
+from anomalib_aprilgan.integration.output_files import OutputFolder, named_items, write_picture, write_whole
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.integration.visualizer import AprilGanVisualizer, photograph_size
 
@@ -195,11 +195,11 @@ class PredictionTable(Callback):
     def _write_map(self, file: str, anomaly_map: torch.Tensor) -> Path:
         path = self._maps.add(self._maps.path_for(file, f".{self._options.maps}"))
         values = anomaly_map.squeeze().float().cpu().numpy()
-        with written(path):
-            if self._options.maps == "npy":
-                np.save(path, values)
-            else:
-                Image.fromarray(values).save(path)
+        if self._options.maps == "tiff":
+            write_picture(path, Image.fromarray(values))
+        else:
+            np.save(content := BytesIO(), values)
+            write_whole(path, content.getvalue())
         return path
 
 
