@@ -24,14 +24,13 @@ LOADED: Final = (".xml", ".onnx", ".pt")
 ALMOST_NOTHING: Final = 1 << 20
 """With fewer free bytes than this, the disk is full, and that is taken for the reason of an error."""
 
+TORCH_WRITER: Final = "inline_container"
+"""Part of torch's errors if a file cannot be written."""
+
 
 def export_folder(export_root: Path | str, kind: ExportType) -> Path:
     """Return the folder that anomalib writes exported files to."""
     return Path(export_root) / "weights" / kind.value
-
-
-TORCH_WRITER: Final = "inline_container"
-"""Part of torch's errors if a file cannot be written."""
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from PIL import Image
 
-__all__ = ["OutputFolder", "named_items", "write_picture", "write_whole"]
+__all__ = ["OutputFolder", "named_items", "write_output", "write_picture"]
 
 INDEX = ".written-by-aprilgan"
 """File in an output folder that lists the files of the last run, so that the next one can remove them."""
@@ -33,7 +33,7 @@ def named_items(batch: Any, trainer: Trainer, batch_idx: int, dataloader_idx: in
         yield item.image_path or name, item
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_output(path: Path, content: bytes) -> None:
     """Write a file, or delete it if it cannot be written completely.
 
     Content is made in memory, since numpy and PIL do not say why a file cannot be written.
@@ -53,10 +53,18 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_picture(path: Path, picture: Image.Image) -> None:
-    """Write a picture in the format of the file's suffix, as :func:`write_whole` does."""
+    """Write a picture, or delete its file if it cannot be written completely.
+
+    Args:
+        path: The file. Its suffix says the format.
+        picture: The picture.
+
+    Raises:
+        OSError: If it cannot be written; the error names it.
+    """
     content = BytesIO()
     picture.save(content, Image.registered_extensions()[path.suffix.lower()])
-    write_whole(path, content.getvalue())
+    write_output(path, content.getvalue())
 
 
 def _not_written(error: OSError, path: Path) -> OSError:

@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from anomalib_aprilgan.integration import run_images
-from anomalib_aprilgan.integration.output_files import OutputFolder, named_items, write_picture, write_whole
+from anomalib_aprilgan.integration.output_files import OutputFolder, named_items, write_output, write_picture
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.integration.visualizer import AprilGanVisualizer, photograph_size
 
@@ -199,7 +199,7 @@ class PredictionTable(Callback):
             write_picture(path, Image.fromarray(values))
         else:
             np.save(content := BytesIO(), values)
-            write_whole(path, content.getvalue())
+            write_output(path, content.getvalue())
         return path
 
 

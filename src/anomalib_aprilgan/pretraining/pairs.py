@@ -7,7 +7,7 @@ import hashlib
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -26,6 +26,8 @@ __all__ = ["Batch", "Pairs"]
 
 DEFECTS = {*AUXILIARY_DEFECTS, *DEFECT_NAMES}
 """Names of defects in files of pairs."""
+
+DAMAGED = "Expected {} to hold pairs of images, but it is damaged or of another kind. Delete it and run again."
 
 CROPPED_FRACTION = 0.6
 """Fraction of the pairs of which a part is shown, so that small images show small defects too."""
@@ -72,7 +74,7 @@ class Pairs:
     """
 
     def __init__(self, files: list[Path]) -> None:
-        self._files = [_read(file) for file in files]
+        self._files: list[np.memmap[Any, np.dtype[np.void]]] = [_read(file) for file in files]
         self._ends = list(accumulate(len(file) for file in self._files))
         names = "\n".join(file.name for file in files)
         self.digest = hashlib.sha256(names.encode()).hexdigest()[:8]
@@ -81,8 +83,21 @@ class Pairs:
         return self._ends[-1]
 
     def _row(self, number: int) -> np.void:
-        file = bisect_right(self._ends, number)
-        return self._files[file][number - self._ends[file]]
+        """Read a pair.
+
+        Raises:
+            ValueError: If its names are damaged.
+        """
+        place = bisect_right(self._ends, number)
+        file = self._files[place]
+        row: np.void = file[number - self._ends[place]]
+        try:
+            is_right = str(row["kind"]) != "" and str(row["defect"]) in DEFECTS
+        except ValueError:  # numbers that are no characters
+            is_right = False
+        if not is_right:
+            raise ValueError(DAMAGED.format(file.filename))
+        return row
 
     def batch(self, size: int, rng: Generator, image_size: int, patch_size: int) -> Batch:
         """Choose pairs at random, crop, resize and augment them, and write their captions.
@@ -132,21 +147,19 @@ class Pairs:
         )
 
 
-def _read(file: Path) -> NDArray[np.void]:
+def _read(file: Path) -> np.memmap[Any, np.dtype[np.void]]:
     """Map a file into memory.
 
     Raises:
         ValueError: If it is damaged or of another kind.
     """
     try:
-        rows: NDArray[np.void] = np.lib.format.open_memmap(file, mode="r")
+        rows: np.memmap[Any, np.dtype[np.void]] = np.lib.format.open_memmap(file, mode="r")
         is_right = rows.ndim == 1 and len(rows) > 0 and rows.dtype == pair_type(rows.dtype["images"].shape[1])
-        is_right &= set(rows["defect"].tolist()) <= DEFECTS and "" not in rows["kind"].tolist()
     except Exception:  # numpy raises errors of many types, and may advise to run the code of a file
         is_right = False
     if not is_right:
-        msg = f"Expected {file} to hold pairs of images, but it is damaged or of another kind. Delete it and run again."
-        raise ValueError(msg)
+        raise ValueError(DAMAGED.format(file))
     return rows
 
 
