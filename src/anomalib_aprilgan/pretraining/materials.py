@@ -87,7 +87,7 @@ def read_index(folder: Path) -> list[Material]:
         msg = f"Expected {index} to begin with the names of its columns, but {', '.join(sorted(missing))} is missing."
         raise ValueError(msg)
     for number, row in enumerate(rows, start=2):
-        if not all(row[column] for column in COLUMNS):
+        if not row["file"] or any(row[column] is None for column in COLUMNS):
             msg = f"Expected every line of {index} to have {', '.join(sorted(COLUMNS))}, but line {number} has not."
             raise ValueError(msg)
     pictures = [
