@@ -121,6 +121,8 @@ def killed(work: Callable[[], object], seconds: float) -> bool:
 @pytest.fixture(scope="session")
 def kill_repeatedly() -> Callable[..., Iterator[bool]]:
     """Make a function that starts work and kills it at random moments, as often as asked for."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("processes cannot be forked here")
 
     def start_and_kill(work: Callable[[], object], kills: int, longest: float, shortest: float = 0.0) -> Iterator[bool]:
         """Yield after each process whether it was killed; otherwise it came to its end.

@@ -6,7 +6,6 @@
 import errno
 import hashlib
 import os
-import resource
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -41,6 +40,8 @@ from anomalib_aprilgan.integration.predictions import PredictionFiles
 from anomalib_aprilgan.pretraining import pair_files, training
 from anomalib_aprilgan.pretraining.held_out import write_held_out_photographs
 from anomalib_aprilgan.pretraining.materials import Material
+
+resource = pytest.importorskip("resource", reason="needs limits of processes, which Windows has not")
 
 Write = Callable[[Path, int], object]
 """Writes files of a version into a folder."""

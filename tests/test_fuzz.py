@@ -17,7 +17,6 @@ import multiprocessing
 import os
 import pickle
 import random
-import resource
 import shutil
 import socket
 import time
@@ -67,6 +66,8 @@ from anomalib_aprilgan.pretraining.pair_files import pair_type
 from anomalib_aprilgan.pretraining.pairs import Pairs
 from anomalib_aprilgan.pretraining.training import Schedule, train
 from anomalib_aprilgan.verification.text_check import similarities
+
+resource = pytest.importorskip("resource", reason="needs limits of processes, which Windows has not")
 
 PACKAGE = Path(anomalib_aprilgan.__file__).parent
 

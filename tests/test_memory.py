@@ -5,7 +5,6 @@
 
 import gc
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +17,8 @@ from anomalib.engine import Engine
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomalib_aprilgan import AprilGan, AuxiliaryDataModule
+
+resource = pytest.importorskip("resource", reason="needs the memory of processes, which Windows does not tell this way")
 
 MakeModel = Callable[..., AprilGan]
 

@@ -227,6 +227,7 @@ def test_folders_that_cannot_be_written_to_are_named(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="processes cannot be forked here")
 @pytest.mark.parametrize("shards", [("1/3", "2/3", "3/3"), (None, None, None)])
 def test_several_processes_share_a_comparison(
     shards: tuple[str | None, ...], sample_root: Path, tmp_path: Path
