@@ -82,16 +82,19 @@ class PredictionTable(Callback):
         self._replaces = False
         self._summary = ""
 
-    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the table and the maps of an earlier prediction."""
-        del pl_module
+    def begin(self, trainer: Trainer) -> None:
+        """Remove the table and the maps of an earlier prediction, before anything that the table names is removed.
+
+        Args:
+            trainer: The trainer of the prediction.
+        """
         root = Path(trainer.default_root_dir)
         self._files = run_images.image_files(trainer.predict_dataloaders)
         self._total = self._anomalous = 0
         self._table_folder = OutputFolder(root, self._files)
         self._maps = OutputFolder(root / "maps", self._files)
-        self._maps.clear(trainer)
         self._replaces = self._table_folder.clear(trainer)
+        self._maps.clear(trainer)
 
     def on_predict_batch_end(
         self,
