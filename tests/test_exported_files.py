@@ -105,7 +105,7 @@ def test_a_real_export_that_is_killed_leaves_a_whole_model(
         getattr(models[len(found) % 2], f"to_{kind}")(tmp_path)
 
     found: list[str] = []
-    for _ in kill_repeatedly(export_in_turn, 50, longest=1.5 * seconds + 0.2):
+    for _ in kill_repeatedly(export_in_turn, 50, longest=1.5 * seconds + 0.1):
         found.append(class_in_file())
     with capsys.disabled():
         print(f"\n50 kills of exports of {seconds:.1f} s to {kind}: {len(found) - 50} exports ended")
