@@ -113,7 +113,7 @@ def test_a_training_that_is_killed_continues_as_if_it_had_not_been(
     seconds = time.monotonic() - start
     expected, _ = read_adapters(folder / "adapters.safetensors")
     folder, ends, resumed = next(folders), 0, 0
-    for was_killed in kill_repeatedly(lambda: train_on(folder), 50, longest=3 * seconds):  # noqa: B023  # the present folder
+    for was_killed in kill_repeatedly(lambda: train_on(folder), 50, longest=2 * seconds):  # noqa: B023  # the present folder
         resumed += (folder / "last.ckpt").exists()
         if (folder / "last.ckpt").exists():
             check_checkpoint(folder / "last.ckpt")
