@@ -1,7 +1,9 @@
 """Fixtures: recorded outputs of the authors' code, a small CLIP, and the sample data set. They need no network."""
 
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core, so one thread p
 import open_clip
 import pytest
 import torch
+from numpy.random import default_rng
 from torch import Tensor
 from torchvision.transforms.v2.functional import normalize
 
@@ -96,6 +99,49 @@ def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a sample data set in the layout of MVTec AD: three categories, 64 px."""
     root = tmp_path_factory.mktemp("sample")
     return write_sample_data(root, ("brick", "coins", "gravel"), size=64, train=6, test=3)
+
+
+def killed(work: Callable[[], object], seconds: float) -> bool:
+    """Run a function in a process that is forked, and kill it after some time. Return whether that came before its end.
+
+    What the function needs has been imported, so that the time is that of its work.
+    """
+
+    def work_alone() -> None:
+        torch.set_num_threads(1)  # the threads of this process are not forked
+        work()
+
+    process = multiprocessing.get_context("fork").Process(target=work_alone)
+    process.start()
+    process.join(seconds)
+    process.kill()
+    process.join()
+    assert process.exitcode in {0, -signal.SIGKILL}, "the function has failed, see its traceback"
+    return process.exitcode != 0
+
+
+@pytest.fixture(scope="session")
+def kill_repeatedly() -> Callable[..., Iterator[bool]]:
+    """Make a function that starts work and kills it at random moments, as often as asked for."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("processes cannot be forked here")
+
+    def start_and_kill(work: Callable[[], object], kills: int, longest: float, shortest: float = 0.0) -> Iterator[bool]:
+        """Yield after each process whether it was killed; otherwise it came to its end.
+
+        Args:
+            work: What each process does.
+            kills: Number of kills.
+            longest: Most seconds before a kill.
+            shortest: Fewest seconds before a kill.
+        """
+        moments = default_rng(0)
+        while kills:
+            was_killed = killed(work, moments.uniform(shortest, longest))
+            kills -= was_killed
+            yield was_killed
+
+    return start_and_kill
 
 
 @pytest.fixture

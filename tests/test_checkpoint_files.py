@@ -3,12 +3,10 @@
 
 """Checkpoints survive kills and full disks, also if TMPDIR is on another disk."""
 
-import multiprocessing
 import os
-import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,14 @@ import torch
 from anomalib.data import MVTecAD
 from anomalib.engine import Engine
 from anomalib.engine.plugins import AnomalibCheckpointIO
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
 from anomalib_aprilgan import AprilGan, AuxiliaryDataModule
+from anomalib_aprilgan.files.adapter_files import read_adapters
 from anomalib_aprilgan.files.whole_files import UNFINISHED
+from anomalib_aprilgan.integration.checkpoints import check_checkpoint
 
 MakeModel = Callable[..., AprilGan]
 QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "enable_model_summary": False}
@@ -55,36 +56,75 @@ def weights(path: Path) -> Any:
     return torch.load(path, weights_only=False)["state_dict"]["model.adapters.fc.0.weight"]
 
 
-def kill_while_saving(kills: int, trainer: Trainer, path: Path) -> None:
-    """Save checkpoints in a process that is killed, again and again, and check that the file can be read."""
-
-    def save_for_ever() -> None:
-        while True:
-            trainer.save_checkpoint(path)
-
-    trainer.save_checkpoint(path)
-    for kill in range(kills):
-        process = multiprocessing.get_context("fork").Process(target=save_for_ever)
-        process.start()
-        time.sleep(0.02 + 0.0037 * (kill % 23))
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-        weights(path)
-    trainer.save_checkpoint(path)
-
-
 @pytest.mark.skipif(not os.access(OTHER_DISK, os.W_OK), reason="there is no second disk")
 @pytest.mark.parametrize("kills", [8, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_kill_leaves_the_old_or_the_new_checkpoint(
-    kills: int, train: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kills: int,
+    kill_repeatedly: Callable[..., Iterator[bool]],
+    train: Callable[..., Engine],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    path = tmp_path / "killed" / "model.ckpt"
+
+    def save_and_kill(trainer: Trainer) -> None:
+        def save_for_ever() -> None:
+            while True:
+                trainer.save_checkpoint(path)
+
+        trainer.save_checkpoint(path)
+        for _ in kill_repeatedly(save_for_ever, kills, longest=0.1, shortest=0.02):
+            weights(path)
+        trainer.save_checkpoint(path)
+
     with tempfile.TemporaryDirectory(dir=OTHER_DISK) as other_disk:
         monkeypatch.setattr(tempfile, "tempdir", other_disk)
-        path = tmp_path / "killed" / "model.ckpt"
-        train(callbacks=[SaveAtEnd(lambda trainer: kill_while_saving(kills, trainer, path))])
+        train(callbacks=[SaveAtEnd(save_and_kill)])
         assert not list(Path(other_disk).iterdir())
     assert not list(tmp_path.rglob(f"{UNFINISHED}*"))
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_continues_as_if_it_had_not_been(
+    kill_repeatedly: Callable[..., Iterator[bool]],
+    make_lightning_model: MakeModel,
+    sample_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folders = (tmp_path / str(number) for number in range(1000))
+
+    def train_on(folder: Path) -> None:
+        """Train for three epochs, from the last checkpoint if there is one."""
+        seed_everything(5, verbose=False)
+        last = folder / "last.ckpt"
+        options: dict[str, Any] = {"filename": last.stem, "enable_version_counter": False}
+        options["mode"] = "max"  # tells it from the one that the Engine adds
+        saving = ModelCheckpoint(folder, save_on_train_epoch_end=True, every_n_epochs=1, **options)
+        engine = Engine(default_root_dir=tmp_path / "engine", max_epochs=3, callbacks=[saving], logger=False, **QUIET)
+        model = make_lightning_model(adapter=None)
+        datamodule = AuxiliaryDataModule(MVTecAD(sample_root, category="brick"), ["brick"], num_workers=0)
+        engine.fit(model, datamodule=datamodule, ckpt_path=last if last.exists() else None)
+        model.model.save_adapters(folder / "adapters.safetensors")
+
+    train_on(folder := next(folders))  # takes longer than later trainings, which have imported everything
+    start = time.monotonic()
+    train_on(folder := next(folders))
+    seconds = time.monotonic() - start
+    expected, _ = read_adapters(folder / "adapters.safetensors")
+    folder, ends, resumed = next(folders), 0, 0
+    for was_killed in kill_repeatedly(lambda: train_on(folder), 50, longest=2 * seconds):  # noqa: B023  # the present folder
+        resumed += (folder / "last.ckpt").exists()
+        if (folder / "last.ckpt").exists():
+            check_checkpoint(folder / "last.ckpt")
+        if not was_killed:
+            found, _ = read_adapters(folder / "adapters.safetensors")
+            for name, value in expected.items():
+                torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0)
+            folder, ends = next(folders), ends + 1
+    with capsys.disabled():
+        print(f"\n50 kills of trainings of {seconds:.1f} s: {resumed} left a checkpoint, {ends} trainings ended")
+    assert min(ends, resumed) > 5
 
 
 def test_a_full_disk_keeps_the_checkpoint(train: Callable[..., Engine], small_disk: Path) -> None:

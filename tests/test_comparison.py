@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from mmap import mmap
 from pathlib import Path
 from typing import Any
@@ -206,16 +206,10 @@ def test_processes_write_and_read_at_once(tmp_path: Path) -> None:
 
 
 @posix
-def test_a_kill_while_writing_leaves_whole_files(tmp_path: Path) -> None:
-    for moment in range(5):
-        worker = multiprocessing.get_context("fork").Process(target=write_many, args=(tmp_path, moment))
-        worker.start()
-        while not (tmp_path / "runs").is_dir():
-            time.sleep(0.001)
-        time.sleep(0.003 * moment)
-        worker.kill()
-        worker.join()
-        assert worker.exitcode == -signal.SIGKILL
+def test_a_kill_while_writing_leaves_whole_files(
+    kill_repeatedly: Callable[..., Iterator[bool]], tmp_path: Path
+) -> None:
+    for _ in kill_repeatedly(lambda: write_many(tmp_path, 5), 5, longest=0.03, shortest=0.01):
         read_runs(tmp_path)  # raises an error for half a file
     write_many(tmp_path, 9)
     assert read_runs(tmp_path).groupby("model").size()[["a", "own 9"]].tolist() == [30, 30]
@@ -656,3 +650,38 @@ def test_what_was_stopped_goes_on(config: Path, tmp_path: Path, sent: str) -> No
     assert sorted(map(int, after.seed)) == seeds
     assert after.started[: len(before)].tolist() == before.started.tolist()
     assert len(pd.read_csv(folder / "results.csv")) == len(seeds)
+
+
+@posix
+@pytest.mark.slow
+def test_a_comparison_that_is_killed_loses_and_doubles_no_run(
+    kill_repeatedly: Callable[..., Iterator[bool]],
+    run: Callable[..., pd.DataFrame],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    start = time.monotonic()
+    run(seeds=[0, 1, 2], output=tmp_path / "whole")
+    seconds = time.monotonic() - start
+    folders = (tmp_path / f"folder {number}" for number in range(1000))
+    folder, ends, kept = next(folders), 0, 0
+    before = pd.DataFrame(columns=["seed", "started"])
+    for was_killed in kill_repeatedly(lambda: run(seeds=[0, 1, 2], output=folder), 50, longest=seconds):  # noqa: B023  # the present folder
+        after = read_runs(folder)
+        kept += len(before)
+        assert after.started[: len(before)].tolist() == before.started.tolist(), "a run is lost, or was repeated"
+        assert len(set(after.seed)) == len(after), "a run is there twice"
+        assert set(after.status) <= {"done"}
+        if (folder / "results.csv").exists():
+            assert len(pd.read_csv(folder / "results.csv")) <= len(after)
+        if (folder / "report.html").exists():
+            assert (folder / "report.html").read_text(encoding="utf-8").rstrip().endswith("</html>")
+        before = after
+        if not was_killed:
+            assert sorted(after.seed) == ["0", "1", "2"]
+            assert len(pd.read_csv(folder / "results.csv")) == 3
+            assert not leftovers(folder)
+            folder, before, ends = next(folders), after[:0], ends + 1
+    with capsys.disabled():
+        print(f"\n50 kills of comparisons of {seconds:.1f} s: {kept} rows kept, {ends} comparisons ended")
+    assert min(ends, kept) > 5

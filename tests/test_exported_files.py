@@ -3,14 +3,14 @@
 
 """Files of exported models: weights never meet the graph of another model, whatever ends an export."""
 
-import multiprocessing
 import os
-import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from anomalib.deploy import ExportType
 
 from anomalib_aprilgan import AprilGan
@@ -58,7 +58,9 @@ def test_a_pair_is_replaced_as_one(kind: ExportType, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("kills", [8, pytest.param(60, marks=pytest.mark.slow)])
-def test_a_kill_never_mixes_two_models(kills: int, tmp_path: Path) -> None:
+def test_a_kill_never_mixes_two_models(
+    kills: int, kill_repeatedly: Callable[..., Iterator[bool]], tmp_path: Path
+) -> None:
     kind, found = ExportType.OPENVINO, set()
 
     def export_for_ever() -> None:
@@ -66,13 +68,7 @@ def test_a_kill_never_mixes_two_models(kills: int, tmp_path: Path) -> None:
             for version in "12":
                 export(tmp_path, kind, version)
 
-    for kill in range(kills):
-        process = multiprocessing.get_context("fork").Process(target=export_for_ever)
-        process.start()
-        time.sleep(0.02 + 0.0031 * (kill % 19))
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
+    for _ in kill_repeatedly(export_for_ever, kills, longest=0.08, shortest=0.02):
         graph, weights = versions(tmp_path, kind)
         assert graph in {None, weights}
         found.add(graph)
@@ -80,6 +76,34 @@ def test_a_kill_never_mixes_two_models(kills: int, tmp_path: Path) -> None:
     export(tmp_path, kind, "3")
     assert versions(tmp_path, kind) == ["3", "3"]
     assert not list(tmp_path.rglob(f"{UNFINISHED}*")), "what the kills left is deleted"
+
+
+@pytest.mark.slow
+def test_a_real_export_that_is_killed_leaves_a_whole_model(
+    kill_repeatedly: Callable[..., Iterator[bool]],
+    make_lightning_model: Callable[..., AprilGan],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    models = [make_lightning_model(class_name=name) for name in ("coin", "screw")]
+    for model in models:  # the first export imports what it needs
+        path = model.to_torch(tmp_path)
+    start = time.monotonic()
+    models[0].to_torch(tmp_path)
+    seconds = time.monotonic() - start
+
+    def class_in_file() -> str:
+        return str(torch.load(path, weights_only=False)["model"].model.class_name)
+
+    found: list[str] = []
+    for _ in kill_repeatedly(lambda: models[len(found) % 2].to_torch(tmp_path), 50, longest=1.5 * seconds + 0.1):
+        found.append(class_in_file())
+    with capsys.disabled():
+        print(f"\n50 kills of exports of {seconds:.2f} s: {len(found) - 50} exports ended")
+    assert set(found) == {"coin", "screw"}
+    models[0].to_torch(tmp_path)
+    assert class_in_file() == "coin"
+    assert not list(tmp_path.rglob(f"{UNFINISHED}*"))
 
 
 def test_weights_of_an_earlier_larger_model_are_deleted(tmp_path: Path) -> None:

@@ -174,6 +174,7 @@ def test_no_message_advises_to_run_the_code_of_a_file(read: Read, tmp_path: Path
     damaged = [whole[:count] for count in range(len(whole))]
     damaged += [whole[:place] + bytes([255 - whole[place]]) + whole[place + 1 :] for place in range(len(whole))]
     damaged += [b"\x80\x02cos\nsystem\nU\x04truetR.", b"\x80\x02cbuiltins\neval\nU\x011tR.", b"\x80\x05\x8c\x01a\x93."]
+    damaged.append(bytes(100_000))  # an empty tar archive, a format that torch has given up
     for number, content in enumerate(damaged):
         refusal(read, torch_file(tmp_path / f"{number}.pt", content))
         (tmp_path / "plain.pt").write_bytes(content)

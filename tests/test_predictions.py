@@ -5,7 +5,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -216,6 +217,44 @@ def test_rows_of_an_interrupted_prediction_stay(
         predict(model, shots)
 
     assert len(read_table(results(tmp_path))) == 5
+
+
+@pytest.mark.slow
+def test_a_prediction_that_is_killed_leaves_whole_rows_and_pictures(
+    kill_repeatedly: Callable[..., Iterator[bool]],
+    make_lightning_model: MakeModel,
+    predict: Predict,
+    shots: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = make_lightning_model(predictions=PredictionFiles(maps="npy", boxes=True))
+    predict(model, shots)  # also prepares the model for the others
+    expected = read_table(results(tmp_path))
+    files = pictures(results(tmp_path))
+    start = time.monotonic()
+    predict(model, shots)
+    seconds = time.monotonic() - start
+    rows: list[int] = []
+    ends = 0
+    for was_killed in kill_repeatedly(lambda: predict(model, shots), 60, longest=1.5 * seconds):
+        found = read_table(results(tmp_path)) if (results(tmp_path) / "predictions.csv").exists() else []
+        assert found == expected[: len(found)], "a row is cut off, doubled or of another image"
+        for row in found:
+            with Image.open(row["heatmap"]) as picture:
+                picture.load()
+            assert np.load(row["map"]).shape == (64, 64)
+        rows.append(len(found))
+        if not was_killed:
+            assert len(found) == 8
+            assert pictures(results(tmp_path)) == files, "nothing of a killed prediction is left"
+            ends += 1
+    with capsys.disabled():
+        print(f"\n60 kills of predictions of {seconds:.1f} s: {ends} ended, rows left {sorted(rows)}")
+    assert ends
+    assert len(set(rows)) > 3
+    predict(model, shots)
+    assert pictures(results(tmp_path)) == files
 
 
 def test_an_index_of_files_removes_nothing_outside_its_folder(

@@ -1,5 +1,6 @@
 """Pre-training of the embedded CLIP with a few pairs."""
 
+import re
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -126,6 +127,17 @@ def test_the_checkpoint_of_another_training_is_refused(drawn: list[Path], tmp_pa
     train(tmp_path, Pairs(drawn), 1)
     with pytest.raises(ValueError, match=r"8 pairs \(\w+\), Schedule\(steps=2.*8 pairs \(\w+\), Schedule\(steps=1"):
         train(tmp_path, Pairs(drawn), 2)
+
+
+def test_damaged_files_of_a_training_are_named(drawn: list[Path], tmp_path: Path) -> None:
+    checkpoint, pairs = tmp_path / "checkpoint.pt", tmp_path / "pairs.npy"
+    checkpoint.write_bytes(bytes(100_000))
+    with pytest.raises(ValueError, match=re.escape(str(checkpoint))):
+        train(tmp_path, Pairs(drawn), 1)
+    for content in (b"", drawn[0].read_bytes()[:-1], np.array([{}]).dumps()):
+        pairs.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{re.escape(str(pairs))} to hold pairs of images"):
+            Pairs([pairs])
 
 
 def test_existing_files_are_kept(drawn: list[Path]) -> None:
@@ -340,12 +352,14 @@ def test_a_batch_without_names_has_no_contrast(drawn: list[Path]) -> None:
         ("", "file, licence, source"),
         ("file\tsource\tlicence\na/1.jpg\tsomewhere\tGPL-2\n", "permissive"),
         ("file\tsource\tlicence\na/1.jpg\tscikit-image\tCC0\n", "permissive"),
+        ("file\tsource\tlicence\na/1.jpg\tsomewhere\n", "line 2 has not"),
+        ("file\tsource\tlicence\na/\udc80.jpg\tsomewhere\tCC0\n", r"INDEX\.tsv to be a table in UTF-8"),
     ],
 )
 def test_an_index_that_cannot_be_used_is_refused(index: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.jpg").touch()
-    (tmp_path / "INDEX.tsv").write_text(index, encoding="utf-8")
+    (tmp_path / "INDEX.tsv").write_text(index, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         read_index(tmp_path)
 

@@ -32,7 +32,7 @@ class Mirror:
         content: Content of ``/folder/visa_pretrained.pth`` on the server; ``None`` if there is no such file.
         cached: Path of the file in the cache.
         mode: Fault of the server: ``"nonsense"``, ``"truncated"``, ``"silent"``, ``"slow"``, ``"endless"``, ``"huge"``,
-            or none.
+            ``"drops"``, or none.
         requests: Requested paths.
         ranges: Requested parts of files.
     """
@@ -94,6 +94,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(rest)
             while self.mirror.mode == "slow" and not self.mirror.stopped.wait(0.01):
                 self.wfile.write(b"x")
+            if self.mirror.mode == "drops":  # takes 50 ms in all
+                for place in range(1, len(rest), size := len(content) // 50):
+                    self.wfile.write(rest[place : place + size])
+                    time.sleep(0.001)
             if not self.mirror.mode:
                 self.wfile.write(rest[1:])
 
@@ -358,6 +362,26 @@ def test_of_several_processes_one_downloads(mirror):
     assert [worker.exitcode for worker in workers] == [0] * 4
     assert mirror.requests == ["/folder/visa_pretrained.pth"]
     assert list(mirror.cached.parent.iterdir()) == [mirror.cached]
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_download_that_is_killed_continues(
+    kills: int, kill_repeatedly: Callable[..., Iterator[bool]], mirror, capsys: pytest.CaptureFixture[str]
+):
+    mirror.mode = "drops"
+    ends = 0
+    for was_killed in kill_repeatedly(lambda: fetch("visa"), kills, longest=0.12):
+        assert not mirror.cached.exists() or mirror.cached.read_bytes() == mirror.content
+        if not was_killed:
+            assert list(mirror.cached.parent.iterdir()) == [mirror.cached], "no part is left"
+            mirror.cached.unlink()
+            ends += 1
+    assert fetch("visa").read_bytes() == mirror.content
+    continued = sum(part is not None for part in mirror.ranges)
+    if kills > 5:
+        with capsys.disabled():
+            print(f"\n{kills} kills of downloads: {continued} were continued, {ends} ended")
+        assert min(continued, ends) > 5
 
 
 def test_without_a_home_directory_the_cache_is_named(mirror, monkeypatch, tmp_path):

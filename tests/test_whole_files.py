@@ -6,8 +6,8 @@
 import errno
 import multiprocessing
 import os
-import signal
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,21 +38,12 @@ def write_for_ever(path: Path) -> None:
         write_file(path, bytes([number % 256]) * SIZE)
 
 
-def killed_after(seconds: float, target: object, *arguments: object) -> None:
-    """Start a function in a process, and kill it."""
-    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
-    process.start()
-    time.sleep(seconds)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-
-
-def test_a_kill_leaves_the_old_or_the_new_file_and_the_next_write_sweeps_up(tmp_path: Path) -> None:
+def test_a_kill_leaves_the_old_or_the_new_file_and_the_next_write_sweeps_up(
+    kill_repeatedly: Callable[..., Iterator[bool]], tmp_path: Path
+) -> None:
     path = write_file(tmp_path / "file", b"a" * SIZE)
     found = 0
-    for moment in range(12):
-        killed_after(0.01 + 0.003 * moment, write_for_ever, path)
+    for _ in kill_repeatedly(lambda: write_for_ever(path), 12, longest=0.045, shortest=0.01):
         content = path.read_bytes()
         assert len(content) == SIZE
         assert len(set(content)) == 1

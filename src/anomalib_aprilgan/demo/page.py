@@ -12,6 +12,7 @@ from PIL import Image
 from anomalib_aprilgan.demo.drawing.canvas import Array
 from anomalib_aprilgan.demo.results import DemoResults, Example
 from anomalib_aprilgan.files.embedded import BACKBONE
+from anomalib_aprilgan.files.whole_files import write_file
 from anomalib_aprilgan.pages.rendering import data_url, heatmap_over, make_environment, scale
 
 __all__ = ["write_page"]
@@ -30,6 +31,9 @@ def write_page(path: Path, results: DemoResults) -> Path:
 
     Returns:
         The file.
+
+    Raises:
+        OSError: If it cannot be written; the error names it.
     """
     page = (
         make_environment()
@@ -48,9 +52,7 @@ def write_page(path: Path, results: DemoResults) -> Path:
             versions={name: version(name) for name in DISTRIBUTIONS},
         )
     )
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(page, encoding="utf-8")
-    return unfinished.replace(path)
+    return write_file(path, page)
 
 
 def _context(example: Example, k_shot: int) -> dict[str, object]:

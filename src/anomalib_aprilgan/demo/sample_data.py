@@ -4,6 +4,7 @@
 """Labelled sample data in MVTec AD's folder layout, drawn by the generator. The same seed gives the same files."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
@@ -19,8 +20,9 @@ from anomalib_aprilgan.demo.drawing.scenes import (
     render,
     render_pair,
 )
+from anomalib_aprilgan.files.whole_files import write_file
 
-__all__ = ["DATA_SETS", "write_sample_data"]
+__all__ = ["DATA_SETS", "write_png", "write_sample_data"]
 
 DATA_SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "photographs": (tuple(PHOTOGRAPHS), ("scratch", "stain", "wrong_texture")),
@@ -58,6 +60,7 @@ def write_sample_data(
 
     Raises:
         ValueError: If a category or defect is unknown, or a size or number is not positive.
+        OSError: If an image cannot be written; the error names it.
     """
     for argument, names, known in (("categories", categories, KINDS), ("defects", defects, tuple(DEFECTS))):
         if not names or not set(names) <= set(known):
@@ -71,18 +74,27 @@ def write_sample_data(
     for category in categories:
         folder = root / category
         for number in range(train):
-            _save(render(category, seed, number, size), folder / "train" / "good" / f"{number:03}.png")
+            write_png(folder / "train" / "good" / f"{number:03}.png", render(category, seed, number, size))
         for number in range(test):
-            _save(render(category, seed, train + number, size), folder / "test" / "good" / f"{number:03}.png")
+            write_png(folder / "test" / "good" / f"{number:03}.png", render(category, seed, train + number, size))
         for defect in defects:
             for number in range(test):
                 # New numbers, so that no abnormal image has a normal counterpart in the data set.
                 _, image, mask = render_pair(category, defect, seed, train + test + number, size)
-                _save(image, folder / "test" / defect / f"{number:03}.png")
-                _save(mask, folder / "ground_truth" / defect / f"{number:03}_mask.png")
+                write_png(folder / "test" / defect / f"{number:03}.png", image)
+                write_png(folder / "ground_truth" / defect / f"{number:03}_mask.png", mask)
     return root
 
 
-def _save(pixels: Pixels, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+def write_png(path: Path, pixels: Pixels) -> None:
+    """Write an image as PNG, complete or not at all.
+
+    Args:
+        path: The file; its folder is made if it is missing.
+        pixels: The image.
+
+    Raises:
+        OSError: If it cannot be written; the error names it.
+    """
+    Image.fromarray(pixels).save(content := BytesIO(), "PNG")
+    write_file(path, content.getvalue())

@@ -24,6 +24,9 @@ LOADED: Final = (".xml", ".onnx", ".pt")
 ALMOST_NOTHING: Final = 1 << 20
 """With fewer free bytes than this, the disk is full, and that is taken for the reason of an error."""
 
+TORCH_WRITER: Final = "inline_container"
+"""Part of torch's errors if a file cannot be written."""
+
 
 def export_folder(export_root: Path | str, kind: ExportType) -> Path:
     """Return the folder that anomalib writes exported files to."""
@@ -54,6 +57,9 @@ def replacing(export_root: Path | str, kind: ExportType) -> Iterator[Path]:
             if shutil.disk_usage(folder).free < ALMOST_NOTHING:  # torch and OpenVINO do not say so
                 msg = f"{os.strerror(errno.ENOSPC)}, so that the model was not exported"
                 raise OSError(errno.ENOSPC, msg, str(folder)) from error
+            if TORCH_WRITER in str(error):  # perhaps a quota is used up
+                msg = "torch could not write the file, so that the model was not exported"
+                raise OSError(errno.EIO, msg, str(folder)) from error
             raise
         _put_in_place(sorted(made.iterdir()), folder)
 

@@ -83,8 +83,10 @@ def read_weight_file(path: Path, kind: str, *, torchscript: bool = False) -> tup
         raise ValueError(msg) from None  # torch's error would advise to run the code
     except Exception as error:  # damaged files and other formats raise errors of many types
         reason = " ".join(str(error).partition("\n")[0].split()[:40]) or "the file is empty or truncated"
+        if "weights_only" in reason:  # torch's advice, for a format that it no longer reads
+            reason = "the file has another format"
         msg = f"Could not read {kind} from {path}: {type(error).__name__}: {reason}. Replace the file."
-        raise ValueError(msg) from error
+        raise ValueError(msg) from None
     else:
         return content, {}
 

@@ -112,7 +112,9 @@ class ModelCallback(Callback):
         self._call("on_test_epoch_start", trainer, pl_module)
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove files of an earlier run. The model has checked its images before."""
+        """Remove files of an earlier run, the table first, since it names the others. Images were checked before."""
+        if self._table is not None and pl_module is self._model:
+            self._table.begin(trainer)
         self._call("on_predict_epoch_start", trainer, pl_module)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # noqa: ANN401

@@ -124,9 +124,14 @@ def refuse_misfits(state_dict: Mapping[str, Any], module: AnomalibModule, *, str
         ValueError: If the state belongs to another model, or is damaged.
     """
     cast("AprilGanModel", module.model).check_state(state_dict, "model.", strict=strict)
-    wrong = misfits(state_dict, {name: one for name, one in module.state_dict().items() if isinstance(one, Tensor)})
+    own = module.state_dict()
+    wrong = misfits(state_dict, {name: one for name, one in own.items() if isinstance(one, Tensor)})
+    wrong += [str(name) for name in state_dict if strict and name not in own]  # torch would change the model before
     if wrong:
-        msg = f"The state does not fit the model: {', '.join(wrong[:4])} have other shapes or types. Use another file."
+        msg = (
+            f"The state does not fit the model: {', '.join(wrong[:4])} have other shapes or types, or are unknown. Use "
+            "another file."
+        )
         raise ValueError(msg)
 
 

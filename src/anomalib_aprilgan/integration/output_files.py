@@ -6,13 +6,14 @@
 import errno
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from PIL import Image
 
-__all__ = ["OutputFolder", "named_items", "written"]
+__all__ = ["OutputFolder", "named_items", "write_output", "write_picture"]
 
 INDEX = ".written-by-aprilgan"
 """File in an output folder that lists the files of the last run, so that the next one can remove them."""
@@ -32,22 +33,42 @@ def named_items(batch: Any, trainer: Trainer, batch_idx: int, dataloader_idx: in
         yield item.image_path or name, item
 
 
-@contextmanager
-def written(path: Path) -> Iterator[None]:
-    """Delete a file if it cannot be written completely.
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file, or delete it if it cannot be written completely.
+
+    Content is made in memory, since numpy and PIL do not say why a file cannot be written.
 
     Args:
-        path: The file, which is written within the ``with`` block.
+        path: The file.
+        content: Its content.
 
     Raises:
-        OSError: If the block raises one, for instance because the disk is full; it names the file.
+        OSError: If it cannot be written, for instance because the disk is full; the error names it.
     """
     try:
-        yield
+        path.write_bytes(content)
     except OSError as error:
         path.unlink(missing_ok=True)
-        reason = f"{error.strerror or error}, so that this file was not written"
-        raise OSError(error.errno or errno.EIO, reason, str(path)) from error  # numpy and PIL give a text alone
+        raise _not_written(error, path) from error
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture, or delete its file if it cannot be written completely.
+
+    Args:
+        path: The file. Its suffix says the format.
+        picture: The picture.
+
+    Raises:
+        OSError: If it cannot be written; the error names it.
+    """
+    content = BytesIO()
+    picture.save(content, Image.registered_extensions()[path.suffix.lower()])
+    write_output(path, content.getvalue())
+
+
+def _not_written(error: OSError, path: Path) -> OSError:
+    return OSError(error.errno or errno.EIO, f"{error.strerror or error}, so that this file was not written", str(path))
 
 
 class OutputFolder:
@@ -92,10 +113,16 @@ class OutputFolder:
 
         Returns:
             The path.
+
+        Raises:
+            OSError: If the disk is full; the error names the file.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (self.folder / INDEX).open("a", encoding="utf-8", errors="surrogateescape") as index:
-            index.write(f"{path.relative_to(self.folder).as_posix()}\n")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with (self.folder / INDEX).open("a", encoding="utf-8", errors="surrogateescape") as index:
+                index.write(f"{path.relative_to(self.folder).as_posix()}\n")
+        except OSError as error:
+            raise _not_written(error, path) from error
         return path
 
     def clear(self, trainer: Trainer) -> bool:
@@ -118,8 +145,10 @@ class OutputFolder:
         return had_files
 
     def _remove(self, path: Path) -> None:
-        inside = path.resolve().is_relative_to(self.folder.resolve())
-        if not inside or not path.is_file():
+        try:
+            if not path.resolve().is_relative_to(self.folder.resolve()) or not path.is_file():
+                return
+        except (OSError, ValueError):  # a line of a damaged index, which names no file
             return
         path.unlink()
         for parent in path.relative_to(self.folder).parents:

@@ -7,7 +7,7 @@ import csv
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
 
@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from anomalib_aprilgan.integration import run_images
-from anomalib_aprilgan.integration.output_files import OutputFolder, named_items, written
+from anomalib_aprilgan.integration.output_files import OutputFolder, named_items, write_output, write_picture
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.integration.visualizer import AprilGanVisualizer, photograph_size
 
@@ -82,16 +82,19 @@ class PredictionTable(Callback):
         self._replaces = False
         self._summary = ""
 
-    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the table and the maps of an earlier prediction."""
-        del pl_module
+    def begin(self, trainer: Trainer) -> None:
+        """Remove the table and the maps of an earlier prediction, before anything that the table names is removed.
+
+        Args:
+            trainer: The trainer of the prediction.
+        """
         root = Path(trainer.default_root_dir)
         self._files = run_images.image_files(trainer.predict_dataloaders)
         self._total = self._anomalous = 0
         self._table_folder = OutputFolder(root, self._files)
         self._maps = OutputFolder(root / "maps", self._files)
-        self._maps.clear(trainer)
         self._replaces = self._table_folder.clear(trainer)
+        self._maps.clear(trainer)
 
     def on_predict_batch_end(
         self,
@@ -195,11 +198,11 @@ class PredictionTable(Callback):
     def _write_map(self, file: str, anomaly_map: torch.Tensor) -> Path:
         path = self._maps.add(self._maps.path_for(file, f".{self._options.maps}"))
         values = anomaly_map.squeeze().float().cpu().numpy()
-        with written(path):
-            if self._options.maps == "npy":
-                np.save(path, values)
-            else:
-                Image.fromarray(values).save(path)
+        if self._options.maps == "tiff":
+            write_picture(path, Image.fromarray(values))
+        else:
+            np.save(content := BytesIO(), values)
+            write_output(path, content.getvalue())
         return path
 
 

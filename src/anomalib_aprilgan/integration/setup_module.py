@@ -216,7 +216,11 @@ class SetupModule(LightningModule):
             ValueError: If the checkpoint is damaged, would run code, or belongs to another model.
         """
         checkpoints.check_checkpoint(checkpoint_path)
-        model = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        try:
+            model = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        except ValueError as error:
+            msg = f"Could not load {checkpoint_path}: {error}"
+            raise ValueError(msg) from error
         model.ensure_adapters()
         return model
 

@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image, ImageFont
 
 from anomalib_aprilgan.integration import run_images
-from anomalib_aprilgan.integration.output_files import OutputFolder, named_items, written
+from anomalib_aprilgan.integration.output_files import OutputFolder, named_items, write_picture
 
 __all__ = ["AprilGanVisualizer", "photograph_size"]
 
@@ -121,8 +121,7 @@ class AprilGanVisualizer(ImageVisualizer):
         for name, item in named_items(batch, trainer, batch_idx, dataloader_idx):
             picture, path = self._draw(item), self.picture_of(name)
             if picture is not None and path is not None and self._pictures is not None:
-                with written(self._pictures.add(path)):
-                    picture.save(path)
+                write_picture(self._pictures.add(path), picture)
 
     def _draw(self, item: Item) -> Image.Image | None:
         fields = [field for field in self.fields if getattr(item, field, None) is not None]

@@ -9,11 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.random import Generator, default_rng
-from PIL import Image
 
 from anomalib_aprilgan.demo.drawing.canvas import Array
-from anomalib_aprilgan.demo.drawing.scenes import Pixels
 from anomalib_aprilgan.demo.drawing.sheet import Scene
+from anomalib_aprilgan.demo.sample_data import write_png
 from anomalib_aprilgan.pretraining.camera import Camera
 from anomalib_aprilgan.pretraining.damage import damage
 from anomalib_aprilgan.pretraining.materials import Material, Materials, read_picture
@@ -58,14 +57,14 @@ def _write_category(
     camera = Camera(rng)
     for split, number in (("train", train), ("test", test)):
         for i in range(number):
-            _save(camera.take(crop()), folder / split / "good" / f"{i:03}.png")
+            write_png(folder / split / "good" / f"{i:03}.png", camera.take(crop()))
     for i in range(test):
         texture = crop()
         below = np.full_like(texture, texture.mean() * 0.5)
         damaged = damage(Scene(texture, below, np.ones(texture.shape[:2], np.float32)), materials, rng)
-        _save(camera.take(damaged.picture), folder / "test" / "damaged" / f"{i:03}.png")
+        write_png(folder / "test" / "damaged" / f"{i:03}.png", camera.take(damaged.picture))
         mask = np.asarray(damaged.mask * 255, np.uint8)
-        _save(mask, folder / "ground_truth" / "damaged" / f"{i:03}_mask.png")
+        write_png(folder / "ground_truth" / "damaged" / f"{i:03}_mask.png", mask)
 
 
 def _crops(picture: Material, rng: Generator) -> Callable[[], Array]:
@@ -91,8 +90,3 @@ def _varied(pictures: list[Material], number: int, rng: Generator) -> list[Mater
         ranked.append((names.count(picture.name), picture))
         names.append(picture.name)
     return [picture for _, picture in sorted(ranked, key=lambda pair: pair[0])[:number]]
-
-
-def _save(pixels: Pixels, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)

@@ -17,9 +17,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.random import Generator
+from PIL import Image
 
 from anomalib_aprilgan.demo.drawing.canvas import Array
 from anomalib_aprilgan.demo.drawing.scenes import Pixels
+from anomalib_aprilgan.files.paths import checked_path
 
 __all__ = ["DAMAGED", "Material", "Materials", "read_index", "read_picture"]
 
@@ -28,6 +30,9 @@ PERMISSIVE = re.compile(r"MIT|Expat|Apache-2\.0|BSD-[23]-Clause|CC0(-1\.0)?|publ
 
 BETWEEN = re.compile(r"no known restrictions|shipped under|and|AND|[/,\s]")
 """What stands between licences."""
+
+COLUMNS = {"file", "source", "licence"}
+"""Columns of the index that are read."""
 
 TESTED_SOURCES = ("skimage", "scikit-image")
 """Sources of the photographs in the sample data."""
@@ -61,7 +66,7 @@ def read_index(folder: Path) -> list[Material]:
 
     Raises:
         FileNotFoundError: If the folder has no index, or the index names a file that does not exist.
-        ValueError: If the index lacks a column, or none of its pictures may be trained on.
+        ValueError: If the index is no table, lacks a column or a cell, or none of its pictures may be trained on.
     """
     index = folder / "INDEX.tsv"
     if not index.is_file():
@@ -70,18 +75,24 @@ def read_index(folder: Path) -> list[Material]:
             f"files as material/name.jpg), but {index} does not exist."
         )
         raise FileNotFoundError(msg)
-    with index.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t")
-        missing = {"file", "source", "licence"} - set(reader.fieldnames or ())
-        if missing:
-            msg = (
-                f"Expected {index} to begin with the names of its columns, but {', '.join(sorted(missing))} is missing."
-            )
+    try:
+        with index.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, delimiter="\t")
+            missing = COLUMNS - set(reader.fieldnames or ())
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        msg = f"Expected {index} to be a table in UTF-8 with tabs between its columns, but it cannot be read: {error}."
+        raise ValueError(msg) from error
+    if missing:
+        msg = f"Expected {index} to begin with the names of its columns, but {', '.join(sorted(missing))} is missing."
+        raise ValueError(msg)
+    for number, row in enumerate(rows, start=2):
+        if not row["file"] or any(row[column] is None for column in COLUMNS):
+            msg = f"Expected every line of {index} to have {', '.join(sorted(COLUMNS))}, but line {number} has not."
             raise ValueError(msg)
-        rows = list(reader)
     pictures = [
         Material(
-            folder / row["file"],
+            checked_path(folder / row["file"], "photographs"),
             row["file"].split("/")[0].replace("_", " "),
             _is_trained_on(row["licence"], row["source"]),
         )
@@ -150,7 +161,11 @@ def read_picture(path: Path) -> Pixels:
     Raises:
         ValueError: If the file cannot be read.
     """
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    try:
+        with Image.open(path):  # refuses pictures that are too large
+            picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    except Exception:  # both raise errors of many types
+        picture = None
     if picture is None:
         msg = f"Expected {path} to be a picture, but it cannot be read."
         raise ValueError(msg)

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from PIL import Image
 from rich.progress import track
 
 from anomalib_aprilgan.demo.drawing.scenes import AUXILIARY_DEFECTS, INVENTIONS, Pair, render_pair
-from anomalib_aprilgan.files.whole_files import replacing
+from anomalib_aprilgan.files.whole_files import write_file
 from anomalib_aprilgan.pretraining.camera import Camera
 from anomalib_aprilgan.pretraining.captions import NAMED_KINDS
 from anomalib_aprilgan.pretraining.damage import damage
@@ -118,9 +119,8 @@ def _write_file(
         row["images"] = np.stack([made.pair.normal, made.pair.abnormal])
         row["mask"] = _halved(made.pair.mask)
         row["kind"], row["defect"] = made.kind, made.defect
-    with replacing(path) as unfinished:
-        np.save(unfinished, rows)
-    return path
+    np.save(content := BytesIO(), rows)  # its errors of a full disk would not say so
+    return write_file(path, content.getvalue())
 
 
 def _content(pictures: list[Material] | None) -> str:

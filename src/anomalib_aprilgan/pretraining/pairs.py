@@ -7,7 +7,7 @@ import hashlib
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,10 +16,18 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anomalib_aprilgan.demo.drawing.scenes import AUXILIARY_DEFECTS
 from anomalib_aprilgan.integration.pre_processing import CLIP_MEAN, CLIP_STD
 from anomalib_aprilgan.pretraining.captions import captions
+from anomalib_aprilgan.pretraining.damage import DEFECT_NAMES
+from anomalib_aprilgan.pretraining.pair_files import pair_type
 
 __all__ = ["Batch", "Pairs"]
+
+DEFECTS = {*AUXILIARY_DEFECTS, *DEFECT_NAMES}
+"""Names of defects in files of pairs."""
+
+DAMAGED = "Expected {} to hold pairs of images, but it is damaged or of another kind. Delete it and run again."
 
 CROPPED_FRACTION = 0.6
 """Fraction of the pairs of which a part is shown, so that small images show small defects too."""
@@ -58,12 +66,15 @@ class Pairs:
     Args:
         files: Files of :func:`~anomalib_aprilgan.pretraining.pair_files.write_pairs`.
 
+    Raises:
+        ValueError: If a file is damaged or of another kind.
+
     Attributes:
         digest: Digest of the files' names, which say what they contain.
     """
 
     def __init__(self, files: list[Path]) -> None:
-        self._files = [np.load(file, mmap_mode="r") for file in files]
+        self._files: list[np.memmap[Any, np.dtype[np.void]]] = [_read(file) for file in files]
         self._ends = list(accumulate(len(file) for file in self._files))
         names = "\n".join(file.name for file in files)
         self.digest = hashlib.sha256(names.encode()).hexdigest()[:8]
@@ -72,8 +83,21 @@ class Pairs:
         return self._ends[-1]
 
     def _row(self, number: int) -> np.void:
-        file = bisect_right(self._ends, number)
-        return self._files[file][number - self._ends[file]]
+        """Read a pair.
+
+        Raises:
+            ValueError: If its names are damaged.
+        """
+        place = bisect_right(self._ends, number)
+        file = self._files[place]
+        row: np.void = file[number - self._ends[place]]
+        try:
+            is_right = str(row["kind"]) != "" and str(row["defect"]) in DEFECTS
+        except ValueError:  # numbers that are no characters
+            is_right = False
+        if not is_right:
+            raise ValueError(DAMAGED.format(file.filename))
+        return row
 
     def batch(self, size: int, rng: Generator, image_size: int, patch_size: int) -> Batch:
         """Choose pairs at random, crop, resize and augment them, and write their captions.
@@ -121,6 +145,22 @@ class Pairs:
             torch.tensor(is_named),
             torch.from_numpy(kinds).long(),
         )
+
+
+def _read(file: Path) -> np.memmap[Any, np.dtype[np.void]]:
+    """Map a file into memory.
+
+    Raises:
+        ValueError: If it is damaged or of another kind.
+    """
+    try:
+        rows: np.memmap[Any, np.dtype[np.void]] = np.lib.format.open_memmap(file, mode="r")
+        is_right = rows.ndim == 1 and len(rows) > 0 and rows.dtype == pair_type(rows.dtype["images"].shape[1])
+    except Exception:  # numpy raises errors of many types, and may advise to run the code of a file
+        is_right = False
+    if not is_right:
+        raise ValueError(DAMAGED.format(file))
+    return rows
 
 
 class _Turn(NamedTuple):

@@ -4,6 +4,7 @@
 """Pre-training of the embedded CLIP on pairs of images with captions."""
 
 import math
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
 from anomalib_aprilgan.files.embedded import BACKBONE, LAYERS
-from anomalib_aprilgan.files.whole_files import replacing
+from anomalib_aprilgan.files.weight_files import read_weight_file
+from anomalib_aprilgan.files.whole_files import write_file
 from anomalib_aprilgan.method.adapters import StageAdapters
 from anomalib_aprilgan.method.clip_weights import fingerprint
 from anomalib_aprilgan.method.towers import Towers, build_towers, native_image_size, tokenizer_of
@@ -77,7 +79,7 @@ def train(folder: Path, pairs: Pairs, schedule: Schedule, start: Path | str | No
         The trained CLIP and adapters, on the CPU.
 
     Raises:
-        ValueError: If the folder holds the checkpoint of a training with other settings.
+        ValueError: If the folder holds the checkpoint of a training with other settings, or a damaged one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -136,8 +138,9 @@ def _rising_temperature(progress: float) -> float:
 def _save(checkpoint: Path, settings: str, steps: int, trained: nn.ModuleList, optimizer: AdamW) -> None:
     """Write a checkpoint; an interruption leaves the previous one as it is."""
     states: dict[str, Any] = {"trained": trained.state_dict(), "optimizer": optimizer.state_dict()}
-    with replacing(checkpoint) as unfinished:
-        torch.save({**states, "steps": steps, "settings": settings}, unfinished)
+    content = BytesIO()  # torch's errors of a full disk would not say so
+    torch.save({**states, "steps": steps, "settings": settings}, content)
+    write_file(checkpoint, content.getvalue())
 
 
 def _resume(checkpoint: Path, settings: str, trained: nn.ModuleList, optimizer: AdamW) -> int:
@@ -147,17 +150,21 @@ def _resume(checkpoint: Path, settings: str, trained: nn.ModuleList, optimizer: 
         The number of steps done.
 
     Raises:
-        ValueError: If it was written by a training with other settings.
+        ValueError: If it is damaged, or was written by a training with other settings.
     """
     if not checkpoint.exists():
         return 0
-    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    if state["settings"] != settings:
+    state, _ = read_weight_file(checkpoint, "a checkpoint")
+    try:
+        if state["settings"] == settings:
+            trained.load_state_dict(state["trained"])
+            optimizer.load_state_dict(state["optimizer"])
+            return int(state["steps"])
         msg = (
             f"Expected {checkpoint} to belong to this training ({settings}), but it belongs to another one "
             f"({state['settings']}). Use another folder, or delete the file."
         )
-        raise ValueError(msg)
-    trained.load_state_dict(state["trained"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["steps"])
+    except Exception as error:  # torch raises errors of many types for states that do not fit
+        msg = f"The checkpoint {checkpoint} is damaged ({type(error).__name__}). Delete it to start the training again."
+        raise ValueError(msg) from error
+    raise ValueError(msg)

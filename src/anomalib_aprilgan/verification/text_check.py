@@ -33,10 +33,12 @@ def similarities(model: AprilGanModel, class_names: Iterable[str], file: Path) -
 
     Returns:
         Cosines by class, in [-1, 1].
+
+    Raises:
+        ValueError: If the file is damaged.
     """
     weights = str(model.origin.fingerprint)
-    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    found: dict[str, float] = saved["cosines"] if saved.get("weights") == weights else {}
+    found = _read(file, weights) if file.is_file() else {}
     names = list(class_names)
     for name in names:
         if name not in found:
@@ -44,6 +46,17 @@ def similarities(model: AprilGanModel, class_names: Iterable[str], file: Path) -
             found[name] = round(float(normal @ abnormal), 5)
             write_file(file, json.dumps({"weights": weights, "cosines": found}, indent=1))
     return {name: found[name] for name in names}
+
+
+def _read(file: Path, weights: str) -> dict[str, float]:
+    """Read saved results; none if they belong to other weights."""
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        found = {str(name): float(cosine) for name, cosine in saved["cosines"].items()}
+        return found if saved["weights"] == weights else {}
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        msg = f"Expected {file} to hold the similarities of text features, but it is damaged. Delete it and run again."
+        raise ValueError(msg) from error
 
 
 def describe_similarities(found: Mapping[str, float]) -> tuple[str, bool]:
