@@ -39,6 +39,7 @@ from anomalib_aprilgan.comparison.grid import make_grid, shard_of
 from anomalib_aprilgan.comparison.results import COLUMNS, METRICS, read_runs, write_run
 from anomalib_aprilgan.files import whole_files
 from anomalib_aprilgan.files.whole_files import unfinished_folder, write_file
+from anomalib_aprilgan.method import clip, feature_store
 from anomalib_aprilgan.method.towers import runs_batch_first
 
 APRILGAN = {"class_path": "AprilGan", "init_args": {"backbone": "ViT-builtin", "image_size": 96}}
@@ -306,6 +307,41 @@ def test_aprilgan_is_measured_as_by_anomalib_itself(
     assert set(model.reference_files) == set(table.references[0].split(";"))
     for name in METRICS:
         assert table[name][0] == pytest.approx(expected[name], abs=1e-6), name
+
+
+def test_all_shots_and_seeds_share_one_clip_and_encode_each_image_once(
+    run: Callable[..., pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metrics stay within half precision, and each row has the seconds that its run would have taken alone."""
+    made: list[str] = []
+    passed: list[int] = []
+    build, encode = clip.build_image_tower, feature_store.encode_image
+
+    def counted_build(*args: Any, **kwargs: Any) -> Any:
+        made.append(args[0])
+        return build(*args, **kwargs)
+
+    def counted_encode(visual: Any, images: Any, stages: Any) -> Any:
+        passed.append(len(images))
+        return encode(visual, images, stages)
+
+    monkeypatch.setattr(clip, "build_image_tower", counted_build)
+    monkeypatch.setattr(feature_store, "encode_image", counted_encode)
+    table = run(shots=[0, 2], seeds=[0, 1], features=str(tmp_path / "features"))
+    references = {file for files in table.references for file in filter(None, files.split(";"))}
+    assert made == ["ViT-builtin"]
+    assert len(table) == 4
+    assert set(table.status) == {"done"}
+    assert sum(passed) == table.images[0] + len(references)
+    seconds = table[table.shots == "0"].seconds_per_image
+    assert seconds.max() < 3 * seconds.min(), "a run that found all features must not seem faster"
+    passed.clear()
+    run(shots=[2], features=None, output=tmp_path / "exact")
+    assert passed == []
+    exact = read_runs(tmp_path / "exact")
+    rounded = table[(table.shots == "2") & (table.seed == "0")]
+    for name in METRICS:
+        assert rounded[name].item() == pytest.approx(exact[name].item(), abs=1e-3), name
 
 
 def test_only_what_is_missing_is_run(
