@@ -81,6 +81,7 @@ def test_run_onnx(
     make_lightning_model: Callable[..., AprilGan], sample_root: Path, tmp_path: Path, capsys: Any
 ) -> None:
     """In a process that has neither anomalib nor torch."""
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
     good = sample_root / "gravel" / "train" / "good"
     model = make_lightning_model(class_name="gravel", k_shot=2, few_shot_source=good).to_onnx(tmp_path)
     image = shutil.copy(sample_root / "gravel" / "test" / "stain" / "000.png", tmp_path / "stain.png")
