@@ -386,6 +386,15 @@ def test_rows_of_any_length_are_merged(tmp_path: Path) -> None:
     assert merged.label.isna().all()
 
 
+def test_a_missing_part_is_an_error(tmp_path: Path) -> None:
+    """The nodes of a cluster may not share the folder. A table without a part of the images would look complete."""
+    table, trainer = table_in(tmp_path, processes=3)
+    table._write(table._part(trainer, 0), [{"file": "a.png"}], is_first=True, as_json=True)
+    with pytest.raises(RuntimeError, match=r"but predictions.csv.part1, predictions.csv.part2 is missing"):
+        table._merge(trainer)
+    assert [path.name for path in tmp_path.glob("predictions*")] == ["predictions.csv.part0"]
+
+
 def test_no_path_is_a_formula(tmp_path: Path) -> None:
     table, trainer = table_in(tmp_path)
     names = ["=cmd|' /C calc'!A0.png", "+1.png", "-1.png", "@sum.png", "\tx.png", "plain.png"]
