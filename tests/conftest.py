@@ -33,6 +33,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cuda", help="device of the tests in test_gpu.py: cuda, mps or cpu")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests that need what Windows lacks."""
+    if item.get_closest_marker("posix") and not hasattr(os, "fork"):
+        pytest.skip("Windows has no fork, no such signals, no named pipes, and links only with a privilege")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the figures that tests have measured."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]

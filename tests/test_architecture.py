@@ -136,4 +136,6 @@ def test_the_package_starts_no_other_program() -> None:
     """For instance git, which would run the hooks of the repository that the user happens to stand in."""
     assert not {module: names for module in FILES if (names := importing(module, {"subprocess", "pty", "git"}))}
     calls = ("os.system", "os.popen", "os.exec", "os.spawn", "os.posix_spawn")
-    assert not [module for module, path in FILES.items() if any(call in path.read_text() for call in calls)]
+    assert not [
+        module for module, path in FILES.items() if any(call in path.read_text(encoding="utf-8") for call in calls)
+    ]

@@ -224,7 +224,7 @@ def test_an_index_of_files_removes_nothing_outside_its_folder(
     predict(make_lightning_model(), shots)
     outside = tmp_path / "results/AprilGan/precious.png"
     outside.write_bytes(b"precious")
-    with (results(tmp_path) / "images" / INDEX).open("a") as index:
+    with (results(tmp_path) / "images" / INDEX).open("a", encoding="utf-8") as index:
         index.write("../../precious.png\n")
 
     predict(make_lightning_model(), shots)
@@ -352,7 +352,7 @@ def test_rows_of_an_unknown_table_are_not_kept(
     make_lightning_model: MakeModel, predict: Predict, shots: Path, tmp_path: Path
 ) -> None:
     results(tmp_path).mkdir(parents=True)
-    (results(tmp_path) / "predictions.csv").write_text("file,score\nother.png,1\n")
+    (results(tmp_path) / "predictions.csv").write_text("file,score\nother.png,1\n", encoding="utf-8")
 
     predict(make_lightning_model(), shots)
 

@@ -349,6 +349,7 @@ def test_a_time_that_is_none_is_refused(mirror, monkeypatch, value):
     assert f"{TIMEOUT_VARIABLE} to be a number of seconds, but got {value!r}" in assert_refused(mirror)
 
 
+@pytest.mark.posix
 def test_of_several_processes_one_downloads(mirror):
     workers = [multiprocessing.get_context("fork").Process(target=fetch, args=("visa",)) for _ in range(4)]
     for worker in workers:

@@ -48,6 +48,7 @@ def killed_after(seconds: float, target: object, *arguments: object) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.posix
 def test_a_kill_leaves_the_old_or_the_new_file_and_the_next_write_sweeps_up(tmp_path: Path) -> None:
     path = write_file(tmp_path / "file", b"a" * SIZE)
     found = 0
@@ -62,6 +63,7 @@ def test_a_kill_leaves_the_old_or_the_new_file_and_the_next_write_sweeps_up(tmp_
     assert not leftovers(tmp_path)
 
 
+@pytest.mark.posix
 def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
     with unfinished_folder(tmp_path) as mine:
         (mine / "part").write_bytes(b"1")
@@ -112,6 +114,7 @@ def no_locks(*_: object) -> None:
     raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
+@pytest.mark.posix
 def test_links_that_look_like_leftovers_are_not_followed(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -121,6 +124,7 @@ def test_links_that_look_like_leftovers_are_not_followed(tmp_path: Path) -> None
     assert not list(elsewhere.iterdir())
 
 
+@pytest.mark.posix
 def test_threads_and_processes_write_one_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     context = multiprocessing.get_context("fork")
@@ -145,7 +149,7 @@ def test_after_an_error_nothing_has_changed(tmp_path: Path) -> None:
     path = write_file(tmp_path / "file", "old")
     with pytest.raises(UnicodeEncodeError), replacing(path) as unfinished:
         unfinished.write_text("new \ud800", encoding="utf-8")
-    assert path.read_text() == "old"
+    assert path.read_text(encoding="utf-8") == "old"
     assert not leftovers(tmp_path)
 
 
