@@ -3,6 +3,7 @@
 
 """Download of the published adapters, from a local server that replaces the authors' repository."""
 
+import errno
 import hashlib
 import multiprocessing
 import re
@@ -359,6 +360,23 @@ def test_of_several_processes_one_downloads(mirror):
     assert [worker.exitcode for worker in workers] == [0] * 4
     assert mirror.requests == ["/folder/visa_pretrained.pth"]
     assert list(mirror.cached.parent.iterdir()) == [mirror.cached]
+
+
+def test_a_file_that_another_process_reads_is_not_replaced(mirror, monkeypatch):
+    """Windows refuses to replace an open file. Without locks, another process may have downloaded the same one."""
+    replace_file = Path.replace
+
+    def refuse(self: Path, target: Path) -> Path:
+        replace_file(self, target)  # by the other process
+        raise PermissionError(errno.EACCES, "The process cannot access the file", str(target))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert fetch("visa") == mirror.cached
+    mirror.cached.unlink()
+
+    monkeypatch.setattr(Path, "replace", lambda self, target: refuse(self, target.with_name("other")))
+    with pytest.raises(RuntimeError, match="cannot access the file"):
+        fetch("visa")
 
 
 def test_without_a_home_directory_the_cache_is_named(mirror, monkeypatch, tmp_path):
