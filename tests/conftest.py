@@ -39,7 +39,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("Windows has no fork, no such signals, no named pipes, and links only with a privilege")
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print the figures that tests have measured."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
     figures = [value for report in reports for name, value in report.user_properties if name == "figure"]
