@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip tests that need what Windows lacks."""
     if item.get_closest_marker("posix") and not hasattr(os, "fork"):
-        pytest.skip("Windows has no fork, no such signals, no named pipes, and links only with a privilege")
+        pytest.skip("Windows lacks fork, SIGKILL, locks, named pipes, links without a privilege, and many file names")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

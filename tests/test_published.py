@@ -280,6 +280,7 @@ def parts(mirror: Mirror) -> Path:
     return mirror.cached.with_name(".visa_pretrained.pth.parts") / "part"
 
 
+@pytest.mark.posix
 def test_a_broken_transfer_is_continued(mirror):
     half = len(mirror.content) // 2
     mirror.mode = "truncated"
@@ -291,6 +292,7 @@ def test_a_broken_transfer_is_continued(mirror):
     assert list(mirror.cached.parent.iterdir()) == [mirror.cached]
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("size", [100, 9_999_999])
 def test_a_part_of_another_file_is_not_continued(mirror, size):
     parts(mirror).parent.mkdir(parents=True)
@@ -315,6 +317,7 @@ def test_a_file_of_which_nothing_is_known_is_never_continued(mirror, tmp_path):
     assert list(tmp_path.glob("*file*")) == [path]
 
 
+@pytest.mark.posix
 def test_a_transfer_that_was_complete_is_not_repeated(mirror):
     parts(mirror).parent.mkdir(parents=True)
     parts(mirror).write_bytes(mirror.content)

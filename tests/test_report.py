@@ -338,6 +338,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     assert both[0] == both[1]
 
 
+@pytest.mark.posix
 def test_all_texts_are_escaped(tmp_path: Path) -> None:
     rows = [row | {"references": "/a|b/<i>.png"} for row in grid([WEIRD, "$x$", "_y"])]
     rows += [run(WEIRD, 0, category=r"$\nothing$")]
@@ -356,6 +357,7 @@ def test_all_texts_are_escaped(tmp_path: Path) -> None:
     assert "<b>" not in markdown.partition("```bash")[0], "the command, which has the folder's name, is code"
 
 
+@pytest.mark.posix
 def test_no_folder_name_ends_the_block_of_the_command(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "it's\n```\n# title\r\x1b\\ é", [run()])
     _, markdown = written(folder)

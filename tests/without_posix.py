@@ -1,8 +1,8 @@
 """Takes away what Windows lacks, to try code and tests on another system: `python -m pytest -p tests.without_posix`."""
 
+import multiprocessing
 import os
 import re
-import signal
 import sys
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import openvino  # noqa: F401
 
 from anomalib_aprilgan.files import whole_files
 
-FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', flags=re.IGNORECASE)
+FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]|(?<=[^.])[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', flags=re.IGNORECASE)
 """Matches what no file of Windows may be called."""
 
 CALLS = {"open", "os.mkdir", "os.rename", "os.symlink"}
@@ -33,11 +33,8 @@ def refuse(event: str, arguments: tuple[object, ...]) -> None:
 
 for module in ("fcntl", "resource", "pwd", "grp", "termios", "pty"):
     sys.modules[module] = None  # its import then fails
-for owner, names in (
-    (os, ("fork", "mkfifo", "getuid", "geteuid", "uname", "statvfs")),
-    (signal, ("SIGKILL", "SIGALRM")),
-):
-    for name in names:
-        delattr(owner, name)
+for name in ("fork", "mkfifo"):  # Lightning and pytest need the other ones
+    delattr(os, name)
 setattr(whole_files, "fcntl", None)  # noqa: B010  # the module does not export it
+multiprocessing.set_start_method("spawn")
 sys.addaudithook(refuse)
