@@ -12,6 +12,8 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnxruntime
+import openvino
 import pytest
 import torch
 from anomalib.data import MVTecAD, PredictDataset
@@ -29,9 +31,6 @@ from anomalib_aprilgan.demo.sample_data import write_sample_data
 from anomalib_aprilgan.export import export
 from anomalib_aprilgan.export.quantization import compress_weights, quantize, quantize_within
 from anomalib_aprilgan.method.clip import Clip
-
-onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `export`")
-openvino = pytest.importorskip("openvino", reason="needs the extra `export`")
 
 PRECISE = {"INFERENCE_PRECISION_HINT": "f32"}
 """Without this option, OpenVINO computes in bf16 if the CPU supports it."""

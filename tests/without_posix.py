@@ -36,5 +36,5 @@ for module in ("fcntl", "resource", "pwd", "grp", "termios", "pty"):
 for name in ("fork", "mkfifo"):  # Lightning and pytest need the other ones
     delattr(os, name)
 setattr(whole_files, "fcntl", None)  # noqa: B010  # the module does not export it
-multiprocessing.set_start_method("spawn")
+multiprocessing.set_start_method("spawn", force=True)
 sys.addaudithook(refuse)
