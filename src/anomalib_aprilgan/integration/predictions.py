@@ -190,8 +190,9 @@ class PredictionTable(Callback):
         missing = [part.name for part in parts if not part.is_file()]  # each process has an image
         if missing:
             msg = (
-                f"Expected a part of the table from each process in {parts[0].parent}, but {', '.join(missing)} is "
-                "missing. All nodes need the same folder: pass one on a shared file system as `default_root_dir`."
+                f"Expected a part of the table from each process in {parts[0].parent}, but these are missing: "
+                f"{', '.join(missing)}. All machines need the same folder: pass one on a shared file system as "
+                "`default_root_dir`."
             )
             raise RuntimeError(msg)
         rows: list[Row] = []

@@ -48,8 +48,8 @@ def refuse_idle_processes(trainer: Trainer) -> None:
             number = len(dataset) if isinstance(dataset, Sized) else trainer.world_size
             if 0 < number < trainer.world_size:
                 msg = (
-                    f"Expected at least one image for each of the {trainer.world_size} processes, but got {number} "
-                    "images. Use fewer devices, for instance devices=1."
+                    f"Expected at least one image for each of the {trainer.world_size} processes, but got {number}. "
+                    "Use fewer devices, for instance devices=1."
                 )
                 raise ValueError(msg)
 
