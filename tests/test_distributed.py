@@ -160,5 +160,5 @@ def test_fewer_images_than_processes_are_refused() -> None:
     refuse_idle_processes(trainer_of(loader))
     refuse_idle_processes(trainer_of(loader, processes=1))
     for stage in (TrainerFn.PREDICTING, TrainerFn.VALIDATING, TrainerFn.TESTING):
-        with pytest.raises(ValueError, match="each of the 3 processes, but got 2. Use"):
+        with pytest.raises(ValueError, match=r"each of the 3 processes, but got 2\. Use"):
             refuse_idle_processes(trainer_of(loader, processes=3, stage=stage))
