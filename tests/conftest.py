@@ -33,6 +33,27 @@ BACKBONE = "golden-vit"
 open_clip.add_model_config(GOLDEN / f"{BACKBONE}.json")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the device of `pytest -m gpu`."""
+    parser.addoption("--device", default="cuda", help="device of the tests in test_gpu.py: cuda, mps or cpu")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests that need what Windows lacks."""
+    if item.get_closest_marker("posix") and not hasattr(os, "fork"):
+        pytest.skip("Windows lacks fork, SIGKILL, locks, named pipes, links without a privilege, and many file names")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the figures that tests have measured."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    figures = [value for report in reports for name, value in report.user_properties if name == "figure"]
+    if figures:
+        terminalreporter.section("figures")
+        for line in dict.fromkeys(figures):
+            terminalreporter.line(str(line))
+
+
 @pytest.fixture(scope="session")
 def golden() -> dict[str, Any]:
     """Load the recorded outputs. ``inputs`` are the authors' input tensors, computed from their resized images."""

@@ -140,7 +140,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         port = free.getsockname()[1]
     address, log = f"http://127.0.0.1:{port}/", tmp_path_factory.mktemp("app") / "log.txt"
     proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), DEAD_PROXY)
-    with log.open("w") as output:
+    with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", WATCHED, APP, "--port", str(port)],
             env=os.environ | proxies,
@@ -153,8 +153,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait(timeout=10)
-    assert "connects to" not in log.read_text()
-    assert "Traceback" not in log.read_text()
+    assert "connects to" not in log.read_text(encoding="utf-8")
+    assert "Traceback" not in log.read_text(encoding="utf-8")
 
 
 def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -167,7 +167,7 @@ def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
             time.sleep(0.1)
         else:
             return
-    pytest.fail(f"The app did not start:\n{log.read_text()}")
+    pytest.fail(f"The app did not start:\n{log.read_text(encoding='utf-8')}")
 
 
 def test_http_interface(

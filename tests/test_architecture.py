@@ -1,9 +1,20 @@
 """Layers of the package and the direction of imports, from the command line down to method and files."""
 
 import ast
+import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 import anomalib_aprilgan
+import anomalib_aprilgan_plugin
 
 PACKAGE = Path(anomalib_aprilgan.__file__).parent
 
@@ -132,8 +143,35 @@ def test_drawing_and_reports_do_not_import_torch() -> None:
         assert not {module: names for module, names in found.items() if names}, start
 
 
+def test_the_imported_packages_are_the_declared_dependencies() -> None:
+    pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    declared = {canonicalize_name(Requirement(line).name) for line in pyproject["project"]["dependencies"]}
+    modules = set.union(imports_of(Path(anomalib_aprilgan_plugin.__file__)), *IMPORTS.values())
+    names = {name.partition(".")[0] for name in modules} - sys.stdlib_module_names
+    names -= {PACKAGE.name, anomalib_aprilgan_plugin.__name__}
+    names -= {"nncf", "onnx", "openvino"}  # the extra `export` has them by anomalib[openvino]
+    distributions = packages_distributions()
+    assert {canonicalize_name(owner) for name in names for owner in distributions[name]} == declared
+
+
+def test_texts_are_read_and_written_as_utf_8() -> None:
+    """Windows has another default."""
+    root, unspecified = Path(__file__).parents[1], []
+    for path in (
+        path for folder in ("src", "tests", "examples", "docs", ".ci") for path in (root / folder).rglob("*.py")
+    ):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                is_text = node.func.attr == "write_text" or (node.func.attr == "read_text" and not node.args)
+                if is_text and "encoding" not in {keyword.arg for keyword in node.keywords}:
+                    unspecified.append(f"{path.name}:{node.lineno}")
+    assert not unspecified
+
+
 def test_the_package_starts_no_other_program() -> None:
     """For instance git, which would run the hooks of the repository that the user happens to stand in."""
     assert not {module: names for module in FILES if (names := importing(module, {"subprocess", "pty", "git"}))}
     calls = ("os.system", "os.popen", "os.exec", "os.spawn", "os.posix_spawn")
-    assert not [module for module, path in FILES.items() if any(call in path.read_text() for call in calls)]
+    assert not [
+        module for module, path in FILES.items() if any(call in path.read_text(encoding="utf-8") for call in calls)
+    ]

@@ -57,6 +57,7 @@ def weights(path: Path) -> Any:
 
 
 @pytest.mark.skipif(not os.access(OTHER_DISK, os.W_OK), reason="there is no second disk")
+@pytest.mark.posix
 @pytest.mark.parametrize("kills", [8, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_kill_leaves_the_old_or_the_new_checkpoint(
     kills: int,

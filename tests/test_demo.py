@@ -48,7 +48,7 @@ def test_the_command_writes_a_page_and_can_be_run_again(tmp_path: Path, capsys: 
     main(["demo", "--output", str(output), "--seed", "3"])
     first = capsys.readouterr().out
     page = Page(output / "index.html")
-    (output / "own.txt").write_text("mine")
+    (output / "own.txt").write_text("mine", encoding="utf-8")
     shutil.copytree(output / "data/tested/gear", output / "data/auxiliary/gear")  # as of an earlier version
     main(["demo", "--output", str(output), "--seed", "3"])
     again = capsys.readouterr().out

@@ -3,6 +3,7 @@
 app.py and walkthrough.ipynb have tests of their own.
 """
 
+import os
 import re
 import runpy
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from anomalib.cli.cli import AnomalibCLI
 from PIL import Image
 
 from anomalib_aprilgan import AprilGan
@@ -77,10 +79,76 @@ def test_benchmark_quality_names_a_folder_without_categories(run: Callable[..., 
         run("benchmark_quality.py", tmp_path)
 
 
+def slurm(folder: Path, srun: str, *options: object, **variables: str) -> None:
+    """Run slurm.sh for two machines with one process each, with a stand-in for srun."""
+    (folder / "bin").mkdir()
+    (folder / "bin/srun").write_text(f"#!/usr/bin/env bash\nset -e\n{srun}\n", encoding="utf-8")
+    (folder / "bin/srun").chmod(0o755)
+    numbers = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1"}
+    loopback = {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    path = f"{folder / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | numbers | loopback | {"PATH": path, "SLURM_JOB_NAME": "aprilgan"} | variables
+    done = subprocess.run(
+        ["bash", EXAMPLES / "slurm.sh", *map(str, options)], cwd=folder, env=environment, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.mark.posix
+def test_the_commands_of_slurm_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """anomalib's own parser reads them. The program that srun would start prints its arguments."""
+    shutil.copytree(EXAMPLES.parent / "configs", tmp_path / "configs")
+    (tmp_path / "anomalib").write_text(
+        "#!/usr/bin/env bash\nprintf '%s\\0' \"$@\" >> commands\nprintf '\\n' >> commands\n", encoding="utf-8"
+    )
+    (tmp_path / "anomalib").chmod(0o755)
+    slurm(tmp_path, f'PATH={tmp_path}:$PATH SLURM_PROCID=1 "$@"', CLASS_NAME="metal nut")
+    fit, predict = (line.split("\0")[:-1] for line in (tmp_path / "commands").read_text(encoding="utf-8").splitlines())
+    assert (fit[0], predict[0]) == ("fit", "predict")
+    assert fit[fit.index("--data.train_batch_size") + 1] == "4"
+    assert fit[fit.index("--default_root_dir") + 1] == "results/slurm-7/1"
+    assert predict[predict.index("--model.class_name") + 1] == "metal nut"
+    monkeypatch.chdir(tmp_path)
+    for command in (fit, predict):
+        assert command[command.index("--trainer.num_nodes") + 1] == "2"
+        with pytest.raises(SystemExit) as stopped:
+            AnomalibCLI([*command, "--print_config"])
+        assert stopped.value.code == 0
+
+
+CONFIG = """
+seed_everything: 111
+model: {class_path: AprilGan, init_args: {adapter: null}}
+data:
+  class_path: AuxiliaryDataModule
+  init_args: {source: {class_path: MVTecAD, init_args: {root: ROOT, category: gravel}}, num_workers: 0}
+trainer: {max_epochs: 1}
+"""
+
+
+@pytest.mark.slow  # four processes, each of which imports torch and anomalib
+@pytest.mark.posix
+def test_slurm_trains_and_predicts_on_two_machines(sample_root: Path, tmp_path: Path) -> None:
+    srun = """
+    for number in 0 1; do SLURM_PROCID=$number SLURM_NODEID=$number SLURM_LOCALID=0 "$@" & started+=($!); done
+    for process in "${started[@]}"; do wait "$process"; done
+    """
+    (tmp_path / "config.yaml").write_text(CONFIG.replace("ROOT", str(sample_root)), encoding="utf-8")
+    images = sample_root / "gravel" / "test"
+    options = "--model.backbone", "ViT-builtin", "--trainer.accelerator", "cpu"
+    slurm(tmp_path, srun, *options, CONFIG="config.yaml", IMAGES=str(images))
+    results = tmp_path / "results" / "slurm-7"
+    table = (results / "AprilGan/latest/predictions.csv").read_text(encoding="utf-8").splitlines()[1:]
+    assert [line.split(",")[0] for line in table] == sorted(map(str, images.rglob("*.png")))
+    assert [path.relative_to(results).parts[0] for path in results.rglob("model.ckpt")] == ["0"]
+
+
 def test_run_onnx(
     make_lightning_model: Callable[..., AprilGan], sample_root: Path, tmp_path: Path, capsys: Any
 ) -> None:
     """In a process that has neither anomalib nor torch."""
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
     good = sample_root / "gravel" / "train" / "good"
     model = make_lightning_model(class_name="gravel", k_shot=2, few_shot_source=good).to_onnx(tmp_path)
     image = shutil.copy(sample_root / "gravel" / "test" / "stain" / "000.png", tmp_path / "stain.png")

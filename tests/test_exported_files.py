@@ -23,13 +23,13 @@ PAIRS = {ExportType.OPENVINO: ("model.xml", "model.bin"), ExportType.ONNX: ("mod
 def export(root: Path, kind: ExportType, version: str) -> None:
     with replacing(root, kind) as unfinished:
         for name in PAIRS[kind]:
-            (export_folder(unfinished, kind) / name).write_text(version * 50_000)
+            (export_folder(unfinished, kind) / name).write_text(version * 50_000, encoding="utf-8")
 
 
 def versions(root: Path, kind: ExportType) -> list[str | None]:
     """Return the version of the graph and of the weights; ``None`` if there is none."""
     files = [export_folder(root, kind) / name for name in PAIRS[kind]]
-    return [file.read_text()[:1] if file.exists() else None for file in files]
+    return [file.read_text(encoding="utf-8")[:1] if file.exists() else None for file in files]
 
 
 @pytest.mark.parametrize("kind", PAIRS)
@@ -57,6 +57,7 @@ def test_a_pair_is_replaced_as_one(kind: ExportType, tmp_path: Path, monkeypatch
     assert (graph, weights) == ("2", "2")
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("kills", [8, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_kill_never_mixes_two_models(
     kills: int, kill_repeatedly: Callable[..., Iterator[bool]], tmp_path: Path
@@ -109,7 +110,7 @@ def test_a_real_export_that_is_killed_leaves_a_whole_model(
 def test_weights_of_an_earlier_larger_model_are_deleted(tmp_path: Path) -> None:
     export(tmp_path, ExportType.ONNX, "1")
     with replacing(tmp_path, ExportType.ONNX) as unfinished:
-        (export_folder(unfinished, ExportType.ONNX) / "model.onnx").write_text("2")
+        (export_folder(unfinished, ExportType.ONNX) / "model.onnx").write_text("2", encoding="utf-8")
     assert versions(tmp_path, ExportType.ONNX) == ["2", None]
 
 

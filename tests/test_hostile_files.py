@@ -6,7 +6,6 @@
 import json
 import os
 import pickle
-import resource
 import struct
 import traceback
 import zipfile
@@ -40,8 +39,9 @@ Read = Callable[[Path], Any]
 @contextmanager
 def little_memory(megabytes: int = 1000) -> Iterator[None]:
     """Limit the memory that may be reserved within a block."""
+    resource: Any = pytest.importorskip("resource", reason="Windows has no limit of memory")
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + megabytes * 1_000_000, hard))
     try:
         yield
@@ -204,18 +204,20 @@ def no_files(tmp_path: Path) -> list[Path]:
     return [tmp_path / "pipe", Path("/dev/zero"), Path("/dev/stdin"), tmp_path / "folder"]
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("read", READERS.values())
 def test_what_is_no_file_is_refused_without_waiting(read: Read, no_files: list[Path]) -> None:
     for path in no_files:
         assert str(path) in refusal(read, path)
 
 
+@pytest.mark.posix
 def test_pipes_and_devices_are_no_source_of_images(no_files: list[Path], tmp_path: Path) -> None:
     for path in no_files:
         assert str(path) in refusal(files_in_source, path)
-    (tmp_path / "list.txt").write_text("\n".join(map(str, no_files)))
+    (tmp_path / "list.txt").write_text("\n".join(map(str, no_files)), encoding="utf-8")
     assert "do not exist" in refusal(files_in_source, tmp_path / "list.txt")
-    (tmp_path / "list.txt").write_text("x" * 5000)
+    (tmp_path / "list.txt").write_text("x" * 5000, encoding="utf-8")
     assert "do not exist" in refusal(files_in_source, tmp_path / "list.txt")
 
 

@@ -128,6 +128,7 @@ def test_rotated_tiff_files_are_accepted_since_pil_turns_them(tmp_path):
 # ---- Damage -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.posix
 def test_pipes_and_devices_are_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "device.png").symlink_to("/dev/zero")
@@ -168,7 +169,7 @@ def test_up_to_ten_faulty_files_are_named(tmp_path):
     sound = write(tmp_path / "sound.png")
     faulty = [tmp_path / f"faulty{number:02}.png" for number in range(12)]
     for path in faulty:
-        path.write_text("no image")
+        path.write_text("no image", encoding="utf-8")
     check_image_files([sound, str(sound)])
     with pytest.raises(ValueError, match="and 2 more") as error:
         check_image_files([sound, *faulty])

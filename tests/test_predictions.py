@@ -263,7 +263,7 @@ def test_an_index_of_files_removes_nothing_outside_its_folder(
     predict(make_lightning_model(), shots)
     outside = tmp_path / "results/AprilGan/precious.png"
     outside.write_bytes(b"precious")
-    with (results(tmp_path) / "images" / INDEX).open("a") as index:
+    with (results(tmp_path) / "images" / INDEX).open("a", encoding="utf-8") as index:
         index.write("../../precious.png\n")
 
     predict(make_lightning_model(), shots)
@@ -391,7 +391,7 @@ def test_rows_of_an_unknown_table_are_not_kept(
     make_lightning_model: MakeModel, predict: Predict, shots: Path, tmp_path: Path
 ) -> None:
     results(tmp_path).mkdir(parents=True)
-    (results(tmp_path) / "predictions.csv").write_text("file,score\nother.png,1\n")
+    (results(tmp_path) / "predictions.csv").write_text("file,score\nother.png,1\n", encoding="utf-8")
 
     predict(make_lightning_model(), shots)
 
@@ -423,6 +423,31 @@ def test_rows_of_any_length_are_merged(tmp_path: Path) -> None:
     assert merged.file.tolist() == table._files
     assert json.loads(merged.boxes[1]) == boxes
     assert merged.label.isna().all()
+
+
+def test_each_process_lists_its_own_files(tmp_path: Path) -> None:
+    """Machines that share a folder cannot append to one file. The next run removes what all of them have written."""
+    strategy = SimpleNamespace(barrier=lambda name: None)
+    first, second = (
+        SimpleNamespace(global_rank=rank, is_global_zero=rank == 0, strategy=strategy) for rank in range(2)
+    )
+    folders = [OutputFolder(tmp_path, ["/x/y/a.png", "/x/y/b.png"]) for _ in range(2)]
+    for folder, trainer in zip(folders, (first, second), strict=True):
+        assert not folder.clear(trainer)
+    for folder, name in zip(folders, ("a.png", "b.png"), strict=True):
+        folder.add(folder.path_for(f"/x/y/{name}")).touch()
+    assert {path.name for path in tmp_path.glob(f"{INDEX}*")} == {INDEX, f"{INDEX}-1"}
+    assert OutputFolder(tmp_path, []).clear(first)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_part_is_an_error(tmp_path: Path) -> None:
+    """The nodes of a cluster may not share the folder. A table without a part of the images would look complete."""
+    table, trainer = table_in(tmp_path, processes=3)
+    table._write(table._part(trainer, 0), [{"file": "a.png"}], is_first=True, as_json=True)
+    with pytest.raises(RuntimeError, match=r"are missing: predictions.csv.part1, predictions.csv.part2. All"):
+        table._merge(trainer)
+    assert [path.name for path in tmp_path.glob("predictions*")] == ["predictions.csv.part0"]
 
 
 def test_no_path_is_a_formula(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 """Download of the published adapters, from a local server that replaces the authors' repository."""
 
+import errno
 import hashlib
 import multiprocessing
 import re
@@ -283,6 +284,7 @@ def parts(mirror: Mirror) -> Path:
     return mirror.cached.with_name(".visa_pretrained.pth.parts") / "part"
 
 
+@pytest.mark.posix
 def test_a_broken_transfer_is_continued(mirror):
     half = len(mirror.content) // 2
     mirror.mode = "truncated"
@@ -294,6 +296,7 @@ def test_a_broken_transfer_is_continued(mirror):
     assert list(mirror.cached.parent.iterdir()) == [mirror.cached]
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("size", [100, 9_999_999])
 def test_a_part_of_another_file_is_not_continued(mirror, size):
     parts(mirror).parent.mkdir(parents=True)
@@ -318,6 +321,7 @@ def test_a_file_of_which_nothing_is_known_is_never_continued(mirror, tmp_path):
     assert list(tmp_path.glob("*file*")) == [path]
 
 
+@pytest.mark.posix
 def test_a_transfer_that_was_complete_is_not_repeated(mirror):
     parts(mirror).parent.mkdir(parents=True)
     parts(mirror).write_bytes(mirror.content)
@@ -353,6 +357,7 @@ def test_a_time_that_is_none_is_refused(mirror, monkeypatch, value):
     assert f"{TIMEOUT_VARIABLE} to be a number of seconds, but got {value!r}" in assert_refused(mirror)
 
 
+@pytest.mark.posix
 def test_of_several_processes_one_downloads(mirror):
     workers = [multiprocessing.get_context("fork").Process(target=fetch, args=("visa",)) for _ in range(4)]
     for worker in workers:
@@ -364,6 +369,7 @@ def test_of_several_processes_one_downloads(mirror):
     assert list(mirror.cached.parent.iterdir()) == [mirror.cached]
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("kills", [5, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_download_that_is_killed_continues(
     kills: int, kill_repeatedly: Callable[..., Iterator[bool]], mirror, capsys: pytest.CaptureFixture[str]
@@ -382,6 +388,23 @@ def test_a_download_that_is_killed_continues(
         with capsys.disabled():
             print(f"\n{kills} kills of downloads: {continued} were continued, {ends} ended")
         assert min(continued, ends) > 5
+
+
+def test_a_file_that_another_process_reads_is_not_replaced(mirror, monkeypatch):
+    """Windows refuses to replace an open file. Without locks, another process may have downloaded the same one."""
+    replace_file = Path.replace
+
+    def refuse(self: Path, target: Path) -> Path:
+        replace_file(self, target)  # by the other process
+        raise PermissionError(errno.EACCES, "The process cannot access the file", str(target))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert fetch("visa") == mirror.cached
+    mirror.cached.unlink()
+
+    monkeypatch.setattr(Path, "replace", lambda self, target: refuse(self, target.with_name("other")))
+    with pytest.raises(RuntimeError, match="cannot access the file"):
+        fetch("visa")
 
 
 def test_without_a_home_directory_the_cache_is_named(mirror, monkeypatch, tmp_path):

@@ -34,7 +34,7 @@ def write_image(path: Path, seed: int = 0) -> Path:
 def test_a_folder_is_searched_with_its_subfolders(tmp_path):
     names = ["b.png", "a.JPG", "sub/c.bmp", "sub/deeper/d.tiff"]
     expected = sorted(write_image(tmp_path / name) for name in names)
-    (tmp_path / "notes.txt").write_text("a.JPG")
+    (tmp_path / "notes.txt").write_text("a.JPG", encoding="utf-8")
     (tmp_path / "folder.png").mkdir()
     assert files_in_source(tmp_path) == expected
     assert files_in_source(str(tmp_path)) == expected
@@ -49,7 +49,7 @@ def test_a_text_file_lists_images(tmp_path):
     """Relative paths start from the folder of the list, comments and empty lines are ignored, the order is kept."""
     relative, absolute = write_image(tmp_path / "images" / "a b.png"), write_image(tmp_path / "elsewhere" / "c.png")
     source = tmp_path / "references.txt"
-    source.write_text(f"# normal images\n\n  {absolute}\nimages/a b.png  \n   # the end\n")
+    source.write_text(f"# normal images\n\n  {absolute}\nimages/a b.png  \n   # the end\n", encoding="utf-8")
     assert files_in_source(source) == [absolute, relative]
 
 
@@ -101,7 +101,7 @@ def test_other_subfolders_are_searched(tmp_path, folders):
 def test_relative_paths_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     path = write_image(tmp_path / "lists" / "a.png")
-    (tmp_path / "lists" / "references.txt").write_text("a.png\n")
+    (tmp_path / "lists" / "references.txt").write_text("a.png\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path / "elsewhere")
     found = files_in_source(os.path.relpath(tmp_path / "lists" / "references.txt"))
     assert [file.resolve() for file in found] == [path.resolve()]
@@ -115,7 +115,7 @@ def test_a_missing_source_is_refused(tmp_path):
 
 def test_a_list_of_missing_files_is_refused(tmp_path):
     write_image(tmp_path / "a.png")
-    (tmp_path / "references.txt").write_text("a.png\nb.png\nc.png\n")
+    (tmp_path / "references.txt").write_text("a.png\nb.png\nc.png\n", encoding="utf-8")
     with pytest.raises(ValueError, match="do not exist") as error:
         files_in_source(tmp_path / "references.txt")
     message = str(error.value)
@@ -130,9 +130,9 @@ def test_an_empty_source_is_refused(tmp_path, kind):
     source = tmp_path / "source"
     if kind == "folder":
         source.mkdir()
-        (source / "notes.md").write_text("no images")
+        (source / "notes.md").write_text("no images", encoding="utf-8")
     else:
-        source.write_text("# nothing yet\n\n")
+        source.write_text("# nothing yet\n\n", encoding="utf-8")
     with pytest.raises(ValueError, match="found none") as error:
         files_in_source(source)
     assert str(source) in str(error.value)
@@ -262,7 +262,7 @@ def test_images_of_odd_and_different_sizes_are_read(tmp_path):
 
 def write_text(path: Path) -> Path:
     path = path.with_suffix(".png")
-    path.write_text("no image")
+    path.write_text("no image", encoding="utf-8")
     return path
 
 

@@ -338,6 +338,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     assert both[0] == both[1]
 
 
+@pytest.mark.posix
 def test_all_texts_are_escaped(tmp_path: Path) -> None:
     rows = [row | {"references": "/a|b/<i>.png"} for row in grid([WEIRD, "$x$", "_y"])]
     rows += [run(WEIRD, 0, category=r"$\nothing$")]
@@ -356,6 +357,7 @@ def test_all_texts_are_escaped(tmp_path: Path) -> None:
     assert "<b>" not in markdown.partition("```bash")[0], "the command, which has the folder's name, is code"
 
 
+@pytest.mark.posix
 def test_no_folder_name_ends_the_block_of_the_command(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "it's\n```\n# title\r\x1b\\ é", [run()])
     _, markdown = written(folder)
@@ -449,19 +451,22 @@ def test_at_most_two_dozen_examples_of_all_categories(tmp_path: Path) -> None:
     assert "24 of 41 test images" in page.text
 
 
+@pytest.mark.posix
 def test_damaged_examples_are_left_out(tmp_path: Path) -> None:
     folder_of(tmp_path, grid())
     names = ("ours", 0, 0), ("theirs", 0, 0)
     example = draw_example(tmp_path, "bottle", "hole/000.png", dict.fromkeys(names, (0.8, True)))
     stems = [safe_name(model, "MVTecAD", "bottle", str(shots), str(seed)) for model, shots, seed in names]
-    (example / f"{stems[0]}.json").write_text('{"score": 0.')
+    (example / f"{stems[0]}.json").write_text('{"score": 0.', encoding="utf-8")
     heatmap = example / f"{stems[1]}.png"
     heatmap.write_bytes(heatmap.read_bytes()[:60])
     (draw_example(tmp_path, "bottle", "hole/001.png", {("ours", 0, 0): (0.9, True)}) / "image.png").write_bytes(b"")
     other = draw_example(tmp_path, "bottle", "hole/002.png", {("ours", 0, 0): (0.9, True)})
     (prediction,) = other.glob("*.json")
-    (example / "deep.json").write_text("[" * 100_000)
-    (example / "huge.json").write_text(prediction.read_text().replace("0.9", "1" + "0" * 400))
+    (example / "deep.json").write_text("[" * 100_000, encoding="utf-8")
+    (example / "huge.json").write_text(
+        prediction.read_text(encoding="utf-8").replace("0.9", "1" + "0" * 400), encoding="utf-8"
+    )
     os.mkfifo(example / "pipe.json")
     (other / "image.png").unlink()
     os.mkfifo(other / "image.png")
@@ -577,11 +582,11 @@ def test_the_table_is_for_spreadsheets(tmp_path: Path) -> None:
     assert set(table["model"]) == {"'=1+1", "'@x", "' -y"}
     assert table["error"].dropna().tolist() == ['\'+a b, "c"']
     assert table.set_index("model").loc["'=1+1", ["image_AUROC", "parameters"]].tolist() == [0.1 + 0.2, 3]
-    assert len((folder / "results.csv").read_text().splitlines()) == 4
-    (folder / "results.csv").write_text("a,b\n1,2\n")
+    assert len((folder / "results.csv").read_text(encoding="utf-8").splitlines()) == 4
+    (folder / "results.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"results\.csv to be the table of a comparison.*'a,b'.*Move it elsewhere"):
         write_report(folder)
-    assert (folder / "results.csv").read_text() == "a,b\n1,2\n"
+    assert (folder / "results.csv").read_text(encoding="utf-8") == "a,b\n1,2\n"
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
@@ -590,10 +595,11 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.posix
 def test_damaged_and_foreign_run_files_are_named(tmp_path: Path) -> None:
     folder_of(tmp_path, [run(), run("theirs")])
     path = run_file(tmp_path, ["ours", "MVTecAD", "bottle", "0", "0"])
-    whole = path.read_text()
+    whole = path.read_text(encoding="utf-8")
     key = json.loads(whole)
     contents = {
         whole[:-7]: "it is damaged",
@@ -613,13 +619,13 @@ def test_damaged_and_foreign_run_files_are_named(tmp_path: Path) -> None:
         json.dumps(key | {"seed": "9"}): "its name does not belong to its content",
     }
     for content, problem in contents.items():
-        path.write_text(content)
+        path.write_text(content, encoding="utf-8")
         expected = f"{re.escape(str(path))} to be the file of a run, but {problem}.*Delete it to repeat the run"
         with pytest.raises(ValueError, match=expected):
             write_report(tmp_path)
     path.unlink()
-    path.with_name(".unfinished-x.json").write_text("{")
-    path.with_name("notes.txt").write_text("mine")
+    path.with_name(".unfinished-x.json").write_text("{", encoding="utf-8")
+    path.with_name("notes.txt").write_text("mine", encoding="utf-8")
     os.mkfifo(path.with_name("pipe.json"))
     assert read_runs(tmp_path)["model"].tolist() == ["theirs"], "temporary and other files are ignored"
 

@@ -57,7 +57,7 @@ def test_choices_of_the_user_hold(home: Path, monkeypatch: pytest.MonkeyPatch) -
     assert os.environ["CI"] == "false"
     monkeypatch.delenv("CI")
     (home / "intel").mkdir()
-    (home / "intel" / "openvino_telemetry").write_text("1")  # by OpenVINO's command opt_in_out
+    (home / "intel" / "openvino_telemetry").write_text("1", encoding="utf-8")  # by OpenVINO's command opt_in_out
     with WithoutTelemetry():
         assert chosen() == {"CI": None, "NNCF_CI": None}
 
@@ -90,7 +90,7 @@ def test_an_export_to_openvino_has_none(tmp_path: Path, monkeypatch: pytest.Monk
 def test_anomalib_s_command_has_none_if_it_names_the_model(arguments: list[str], is_ours: bool, tmp_path: Path) -> None:
     """The third case shows that the others could fail."""
     log, config = tmp_path / "log", tmp_path / "config.yaml"
-    config.write_text("model:\n  class_path: AprilGan\n")
+    config.write_text("model:\n  class_path: AprilGan\n", encoding="utf-8")
     given = [argument.format(config=config) for argument in arguments]
     own = {"ANOMALIB_APRILGAN_AUTOLOAD": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-c", PROGRAM.format(log=str(log)), *given]

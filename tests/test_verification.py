@@ -56,7 +56,9 @@ def test_both_data_sets_and_a_continuation(
     assert "smallest" in first
     assert "!" in first
     started = read_runs(tmp_path / "output").started.tolist()
-    assert set(json.loads((tmp_path / "output" / "text_features.json").read_text())["cosines"]) == set(CLASSES)
+    assert set(json.loads((tmp_path / "output" / "text_features.json").read_text(encoding="utf-8"))["cosines"]) == set(
+        CLASSES
+    )
 
     runs = read_runs(tmp_path / "output").set_index("category")
     own = {
@@ -65,7 +67,7 @@ def test_both_data_sets_and_a_continuation(
     met = {name: figures_of(line) for name, line in own.items()}
     monkeypatch.setitem(CATEGORY_FIGURES, ("AprilGan", "MVTecAD", "0"), met)
     monkeypatch.setitem(CATEGORY_FIGURES, ("AprilGan", "Visa", "0"), {})
-    cosines = json.loads((tmp_path / "output" / "text_features.json").read_text())["cosines"]
+    cosines = json.loads((tmp_path / "output" / "text_features.json").read_text(encoding="utf-8"))["cosines"]
     by_size = dict(sorted(cosines.items(), key=lambda item: item[1]))
     monkeypatch.setattr(text_check, "EXTREMES", by_size)
     monkeypatch.setattr(text_check, "write_file", None)  # the text check is not repeated

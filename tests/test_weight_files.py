@@ -24,6 +24,7 @@ from anomalib_aprilgan.files.adapter_files import read_adapters, write_adapters
 from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
 from anomalib_aprilgan.files.embedded import ADAPTERS
 from anomalib_aprilgan.files.torchscript import is_torchscript, read_torchscript
+from anomalib_aprilgan.files.weight_files import read_weight_file, write_weight_file
 from anomalib_aprilgan.integration.checkpoints import check_checkpoint, non_finite_state
 from anomalib_aprilgan.method.clip_weights import read_clip_weights
 from anomalib_aprilgan.method.setup import Setup
@@ -255,6 +256,15 @@ def test_each_flipped_bit_in_the_weights_of_a_checkpoint_is_found(tmp_path: Path
         with pytest.raises(ValueError, match="damaged") as error:
             read_adapters(path)
         assert str(path) in str(error.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="only Linux lists mapped files")
+def test_a_file_that_was_read_can_be_replaced_on_windows(tmp_path: Path) -> None:
+    """Tensors from a file that is mapped into memory would hold it as long as they live."""
+    path = write_weight_file(tmp_path / "own.safetensors", {"weight": torch.ones(3000, 1000)}, {})
+    tensors, _ = read_weight_file(path, "weights")
+    assert str(path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert tensors["weight"].sum() == 3e6
 
 
 def test_files_of_other_programs_need_no_digest(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def write_for_ever(path: Path) -> None:
         write_file(path, bytes([number % 256]) * SIZE)
 
 
+@pytest.mark.posix
 def test_a_kill_leaves_the_old_or_the_new_file_and_the_next_write_sweeps_up(
     kill_repeatedly: Callable[..., Iterator[bool]], tmp_path: Path
 ) -> None:
@@ -53,6 +54,7 @@ def test_a_kill_leaves_the_old_or_the_new_file_and_the_next_write_sweeps_up(
     assert not leftovers(tmp_path)
 
 
+@pytest.mark.posix
 def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
     with unfinished_folder(tmp_path) as mine:
         (mine / "part").write_bytes(b"1")
@@ -78,12 +80,12 @@ def test_without_locks_leftovers_are_deleted_after_a_day(tmp_path: Path, monkeyp
     assert leftovers(tmp_path) == [young]
 
 
-@pytest.mark.parametrize("has_locks", [True, False])
+@pytest.mark.parametrize("has_locks", [pytest.param(True, marks=pytest.mark.posix), False])
 def test_unfinished_parts_are_kept_for_the_next_one(
     has_locks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not has_locks:
-        monkeypatch.setattr("anomalib_aprilgan.files.whole_files.fcntl.flock", no_locks)
+        take_locks_away(monkeypatch)
     with one_at_a_time(tmp_path / "file") as folder:
         (folder / "part").write_bytes(b"1")
     with one_at_a_time(tmp_path / "file") as folder:
@@ -93,16 +95,23 @@ def test_unfinished_parts_are_kept_for_the_next_one(
 
 
 def test_without_locks_each_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anomalib_aprilgan.files.whole_files.fcntl.flock", no_locks)
+    take_locks_away(monkeypatch)
     with one_at_a_time(tmp_path / "file") as one, one_at_a_time(tmp_path / "file") as other:
         assert one != other
     assert not list(tmp_path.iterdir())
 
 
-def no_locks(*_: object) -> None:
-    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+def take_locks_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the file system have no locks. Windows has none anyway."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    if locks := vars(whole_files)["fcntl"]:
+        monkeypatch.setattr(locks, "flock", no_locks)
 
 
+@pytest.mark.posix
 def test_links_that_look_like_leftovers_are_not_followed(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -112,6 +121,7 @@ def test_links_that_look_like_leftovers_are_not_followed(tmp_path: Path) -> None
     assert not list(elsewhere.iterdir())
 
 
+@pytest.mark.posix
 def test_threads_and_processes_write_one_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     context = multiprocessing.get_context("fork")
@@ -136,7 +146,7 @@ def test_after_an_error_nothing_has_changed(tmp_path: Path) -> None:
     path = write_file(tmp_path / "file", "old")
     with pytest.raises(UnicodeEncodeError), replacing(path) as unfinished:
         unfinished.write_text("new \ud800", encoding="utf-8")
-    assert path.read_text() == "old"
+    assert path.read_text(encoding="utf-8") == "old"
     assert not leftovers(tmp_path)
 
 

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 from weakref import ref
 
 import numpy as np
-import onnxruntime
-import openvino
 import pytest
 import torch
 from anomalib.data import MVTecAD
@@ -462,6 +460,8 @@ def test_exported_models_predict_the_same(
     make_lightning_model: Make, sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shots: int
 ) -> None:
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    openvino = pytest.importorskip("openvino", reason="needs the extra `export`")
     references = {"k_shot": shots, "few_shot_source": sample_root / "gravel" / "train" / "good"} if shots else {}
     model = make_lightning_model(**WINDOWED, class_name="gravel", **references).eval()
     images = torch.rand(3, 3, 90, 70, generator=torch.Generator().manual_seed(5))

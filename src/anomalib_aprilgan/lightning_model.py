@@ -21,7 +21,7 @@ from anomalib_aprilgan.datamodule import AuxiliaryDataModule
 from anomalib_aprilgan.export.export import Exportable
 from anomalib_aprilgan.export.products import Product, apply_product
 from anomalib_aprilgan.files.paths import checked_path
-from anomalib_aprilgan.integration import preparation, run_images, runs, training
+from anomalib_aprilgan.integration import preparation, processes, run_images, runs, training
 from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.calibration import MapRange
 from anomalib_aprilgan.integration.command_line import with_short_errors
@@ -205,6 +205,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         if self.on_bad_image == "skip":
             run_images.drop_bad_images(self.trainer)
         datamodule = runs.datamodule_of(self.trainer)
+        processes.refuse_idle_processes(self.trainer)
         if stage == TrainerFn.FITTING:
             training.limit_epochs(self.trainer)
             open_store(self, [getattr(datamodule, f"{split}_data", None) for split in ("train", "val")], trains=True)
@@ -271,7 +272,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         evaluator = cast("Evaluator | None", self.evaluator)
         runs.reset_metrics(self.post_processor, evaluator.val_metrics if evaluator else None)
         if self.trainer.state.fn != TrainerFn.FITTING:
-            self._prepare_for(self.trainer.val_dataloaders)
+            self._prepare_for(runs.evaluated_loaders(self.trainer))
         elif self.trainer.sanity_checking:  # reads images before `on_train_start`
             run_images.check_files(self.trainer.val_dataloaders)
 
@@ -279,7 +280,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         """Prepare the model; check all images and masks before the first is scored."""
         evaluator = cast("Evaluator | None", self.evaluator)
         runs.reset_metrics(evaluator.test_metrics if evaluator else None)
-        self._prepare_for(self.trainer.test_dataloaders)
+        self._prepare_for(runs.evaluated_loaders(self.trainer))
 
     def on_predict_start(self) -> None:
         """Prepare the model; check all images before the first is scored."""
@@ -308,9 +309,12 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         return self._score(batch)
 
     def _score(self, batch: Batch[Any], *, keep: bool = False) -> STEP_OUTPUT:
-        tensors = self.model.state.tensors()
+        tensors, images = self.model.state.tensors(), cast("Tensor", batch.image)
+        if not len(images):  # other processes score them
+            nothing = images.new_zeros(0, *images.shape[-2:])
+            return cast("STEP_OUTPUT", batch.update(pred_score=images.new_zeros(0), anomaly_map=nothing))
         with torch.no_grad():
-            raw = self.model.predict_raw(cast("Tensor", batch.image), tensors, self._text_features(batch))
+            raw = self.model.predict_raw(images, tensors, self._text_features(batch))
             if keep:
                 self._map_range.add(raw, batch.gt_label)
             predictions = InferenceBatch(self.model.image_score(raw, tensors), anomaly_map=raw.anomaly_map)

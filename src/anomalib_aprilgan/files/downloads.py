@@ -93,7 +93,11 @@ def download(url: str, path: Path, limit: int, find_fault: Callable[[Path], str]
         else:  # the rest of another file would not be noticed
             part.unlink(missing_ok=True)
             _transfer(url, part, limit)
-        part.replace(path)
+        try:
+            part.replace(path)
+        except PermissionError:  # without locks, as on Windows, another process may have put it there and read it now
+            if not path.is_file() or (find_fault and find_fault(path)):
+                raise
 
 
 def _complete(url: str, part: Path, limit: int, find_fault: Callable[[Path], str]) -> None:

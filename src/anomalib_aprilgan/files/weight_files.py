@@ -97,7 +97,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if sum(map(len, metadata.values())) > LARGEST_METADATA:
             msg = f"it has more than {LARGEST_METADATA} characters of metadata"
             raise ValueError(msg)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # Copies: safetensors maps the file into memory, and Windows replaces no file that is mapped.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     _check_digest(tensors, metadata)
     return tensors, metadata
 

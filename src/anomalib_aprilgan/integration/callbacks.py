@@ -6,6 +6,7 @@
 import logging
 from typing import Any, cast
 
+from anomalib.data import Batch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
@@ -13,14 +14,17 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from anomalib_aprilgan.integration.checkpoint_files import WholeCheckpoints
 from anomalib_aprilgan.integration.checkpoints import check_checkpoint
 from anomalib_aprilgan.integration.command_line import end_command, with_short_errors
 from anomalib_aprilgan.integration.features import HasFeatures, close_store
+from anomalib_aprilgan.integration.metrics import accept_no_images
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
 from anomalib_aprilgan.integration.predictions import PredictionTable
+from anomalib_aprilgan.integration.processes import drop_repeated_images
 from anomalib_aprilgan.integration.visualizer import AprilGanVisualizer
 
 __all__ = ["ModelCallback", "model_callbacks"]
@@ -66,7 +70,9 @@ class ModelCallback(Callback):
 
     def _call(self, hook: str, trainer: Trainer, module: LightningModule, *args: Any) -> None:  # noqa: ANN401
         """Call a hook of the components in the order in which a batch passes through them."""
-        if module is not self._model:
+        if module is not self._model or any(
+            isinstance(arg, Batch) and not len(cast("Tensor", arg.image)) for arg in args
+        ):
             return
         model = self._model
         for component in (model.pre_processor, model.post_processor, model.visualizer, self._table):
@@ -76,6 +82,15 @@ class ModelCallback(Callback):
     def _close_store(self, module: LightningModule) -> None:
         if module is self._model and "model" in module._modules:  # noqa: SLF001  # a run may end before there is one
             close_store(cast("HasFeatures", module))
+
+    def _drop_repeated_images(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:  # noqa: ANN401
+        """Count each image once. Components of the user's get no batch without images, which they may not accept."""
+        if module is not self._model:
+            return
+        components = (module.pre_processor, module.post_processor, module.visualizer)
+        are_ours = all(one is None or isinstance(one, DEFAULT_COMPONENTS) for one in components)
+        smallest = 0 if are_ours and accept_no_images(cast("Evaluator | None", module.evaluator)) else 1
+        drop_repeated_images(trainer, *args, smallest=smallest)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the checkpoints of the run in one step."""
@@ -88,11 +103,13 @@ class ModelCallback(Callback):
         self._call("on_train_batch_start", trainer, pl_module, *args)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # noqa: ANN401
-        """Transform a batch."""
+        """Drop what another process scores as well, then transform the batch."""
+        self._drop_repeated_images(trainer, pl_module, *args)
         self._call("on_validation_batch_start", trainer, pl_module, *args[:2])  # anomalib takes no dataloader_idx
 
     def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # noqa: ANN401
-        """Transform a batch."""
+        """Drop what another process scores as well, then transform the batch."""
+        self._drop_repeated_images(trainer, pl_module, *args)
         self._call("on_test_batch_start", trainer, pl_module, *args)
 
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # noqa: ANN401

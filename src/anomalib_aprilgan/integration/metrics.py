@@ -12,7 +12,7 @@ from typing import Any
 
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Max
 
-__all__ = ["paper_evaluator", "ranking_metrics"]
+__all__ = ["accept_no_images", "paper_evaluator", "ranking_metrics"]
 
 RAW: dict[str, Any] = {"normalization": None}
 """Argument of torchmetrics' binary curves that disables the sigmoid."""
@@ -46,6 +46,12 @@ def paper_evaluator(*, watches_training: bool = False) -> Evaluator:
     (image_auroc, image_f1, image_ap), (pixel_auroc, pixel_f1, pixel_ap) = _metrics()
     order = [image_auroc, image_f1, pixel_auroc, pixel_f1, image_ap, pixel_ap, AUPRO(**PIXEL, prefix="pixel_")]
     return Evaluator(val_metrics=watched, test_metrics=order)
+
+
+def accept_no_images(evaluator: Evaluator | None) -> bool:
+    """Whether the metrics of an evaluator accept a batch without images. Others of torchmetrics raise errors."""
+    metrics = [] if evaluator is None else [*evaluator.val_metrics, *evaluator.test_metrics]
+    return all(isinstance(metric, AUROC | F1Max | AUPR | AUPRO) for metric in metrics)
 
 
 def _metrics(prefix: str = "") -> tuple[list[Any], list[Any]]:

@@ -16,7 +16,8 @@ from PIL import Image
 __all__ = ["OutputFolder", "named_items", "write_output", "write_picture"]
 
 INDEX = ".written-by-aprilgan"
-"""File in an output folder that lists the files of the last run, so that the next one can remove them."""
+"""File in an output folder that lists the files of the last run, so that the next one can remove them. In a run of
+several processes, the others append their number to the name."""
 
 
 def named_items(batch: Any, trainer: Trainer, batch_idx: int, dataloader_idx: int) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
@@ -84,6 +85,7 @@ class OutputFolder:
 
     def __init__(self, folder: Path, images: Iterable[str | Path]) -> None:
         self.folder = folder
+        self._index = INDEX
         parents = {os.path.dirname(os.path.abspath(image)) for image in images}  # noqa: PTH100, PTH120  # keeps links
         try:
             common = Path(os.path.commonpath(parents))
@@ -119,7 +121,7 @@ class OutputFolder:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with (self.folder / INDEX).open("a", encoding="utf-8", errors="surrogateescape") as index:
+            with (self.folder / self._index).open("a", encoding="utf-8", errors="surrogateescape") as index:
                 index.write(f"{path.relative_to(self.folder).as_posix()}\n")
         except OSError as error:
             raise _not_written(error, path) from error
@@ -134,15 +136,16 @@ class OutputFolder:
         Returns:
             Whether there were any.
         """
-        index = self.folder / INDEX
-        had_files = index.is_file()
+        if trainer.global_rank:  # processes on several machines cannot append to one file
+            self._index = f"{INDEX}-{trainer.global_rank}"
+        indices = sorted(self.folder.glob(f"{INDEX}*"))
         trainer.strategy.barrier("output files are found")
-        if had_files and trainer.is_global_zero:
+        for index in indices if trainer.is_global_zero else ():
             for line in index.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
                 self._remove(self.folder / line)
             index.unlink()
         trainer.strategy.barrier("output files are removed")
-        return had_files
+        return bool(indices)
 
     def _remove(self, path: Path) -> None:
         try:

@@ -183,9 +183,21 @@ class PredictionTable(Callback):
                 raise OSError(error.errno, msg, str(path)) from error
 
     def _merge(self, trainer: Trainer) -> None:
-        """Merge the parts of all processes, in the order of the images."""
+        """Merge the parts of all processes, in the order of the images.
+
+        Raises:
+            RuntimeError: If parts are missing.
+        """
         order = {file: number for number, file in enumerate(self._files)}
-        parts = [part for rank in range(trainer.world_size) if (part := self._part(trainer, rank)).is_file()]
+        parts = [self._part(trainer, rank) for rank in range(trainer.world_size)]
+        missing = [part.name for part in parts if not part.is_file()]  # each process has an image
+        if missing:
+            msg = (
+                f"Expected a part of the table from each process in {parts[0].parent}, but these are missing: "
+                f"{', '.join(missing)}. All machines need the same folder: pass one on a shared file system as "
+                "`default_root_dir`."
+            )
+            raise RuntimeError(msg)
         rows: list[Row] = []
         for part in parts:
             with part.open(encoding="utf-8", errors="surrogateescape") as table:

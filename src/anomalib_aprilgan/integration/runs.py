@@ -6,6 +6,7 @@
 import logging
 import os
 from collections.abc import Iterator
+from typing import cast
 
 from anomalib.data import AnomalibDataModule, MVTecAD, Visa
 from lightning.pytorch import LightningModule, Trainer
@@ -24,6 +25,7 @@ __all__ = [
     "data_sources",
     "datamodule_of",
     "describe",
+    "evaluated_loaders",
     "lacks_validation_split",
     "limit_predictions",
     "refuse_during_run",
@@ -146,6 +148,19 @@ def data_sources(trainer: Trainer) -> Iterator[object]:
     }
     for loop in loops[trainer.state.fn] if trainer.state.fn is not None else ():
         yield loop._data_source.instance  # noqa: SLF001
+
+
+def evaluated_loaders(trainer: Trainer) -> list[object]:
+    """List the dataloaders of the present validation or test.
+
+    ``trainer.val_dataloaders`` may belong to an earlier training.
+
+    Args:
+        trainer: The trainer.
+    """
+    loops = {TrainerFn.VALIDATING: trainer.validate_loop, TrainerFn.TESTING: trainer.test_loop}
+    loop = loops.get(cast("TrainerFn", trainer.state.fn), trainer.fit_loop.epoch_loop.val_loop)
+    return [] if loop._combined_loader is None else list(loop._combined_loader.flattened)  # noqa: SLF001
 
 
 def datamodule_of(trainer: Trainer | None) -> AnomalibDataModule | None:

@@ -260,7 +260,7 @@ def _load_into(towers: Towers, weights: Weights, used: AbstractSet[str], grid: i
     name = "visual.positional_embedding"
     for one in used & weights.keys():
         if weights[one].is_floating_point():
-            weights[one] = weights[one].to(torch.float32, copy=True)
+            weights[one] = weights[one].to(torch.float32)
     try:
         if hasattr(towers, "text") and "positional_embedding" in weights:
             weights = open_clip.model.convert_to_custom_text_state_dict(weights)
