@@ -127,6 +127,7 @@ def verify(
                 seeds=SEEDS if count else SEEDS[:1],
                 output=output,
                 trainer={"accelerator": accelerator},
+                features=None,  # they would be rounded to half precision
             )
             add(*describe_figures(read_runs(output), data_set.datamodule, count, data_set.categories))
     fits = all(verdicts)
