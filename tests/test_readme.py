@@ -108,6 +108,8 @@ def run(command: str, clip_weights: Path, adapter: Path) -> None:
         main([*shlex.split(command)[1:], "--train=1", "--test=1", "--size=64"])
     elif command.startswith("python examples/benchmark"):  # takes half an hour; test_examples.py runs a small part
         assert (ROOT / shlex.split(command)[1]).is_file()
+    elif command.startswith("dask") or "--scheduler" in command:  # test_scheduler.py parses them
+        assert "tcp://" in command or command == "dask scheduler"
     elif "benchmark" in command or "compare_mvtec" in command:  # test_configs.py runs these configurations
         assert Path(command.rsplit(maxsplit=1)[-1]).is_file()
     elif command.startswith("anomalib-aprilgan compare"):
@@ -144,7 +146,7 @@ def test_there_are_commands_of_all_kinds() -> None:
         *("predict", "test", "fit", "benchmark", "export")
     }
     assert sum(line.startswith("python3 -m venv") for line in commands()) == 2
-    assert {command for command, _ in verbs} == {"anomalib", "anomalib-aprilgan", "pip", "python", "python3"}
+    assert {command for command, _ in verbs} == {"anomalib", "anomalib-aprilgan", "dask", "pip", "python", "python3"}
 
 
 def test_every_command_runs(user_folder: Path, clip_weights: Path, official_adapter: Path) -> None:
