@@ -1,6 +1,7 @@
 """Runs every command and every piece of Python in the README and in docs/, in order, with a small backbone.
 
-CI runs the commands that set up environments, and takes them from the README.
+CI runs the commands that set up environments, and takes them from the README. test_scheduler.py parses the commands of
+a cluster.
 """
 
 import re
@@ -108,8 +109,6 @@ def run(command: str, clip_weights: Path, adapter: Path) -> None:
         main([*shlex.split(command)[1:], "--train=1", "--test=1", "--size=64"])
     elif command.startswith("python examples/benchmark"):  # takes half an hour; test_examples.py runs a small part
         assert (ROOT / shlex.split(command)[1]).is_file()
-    elif command.startswith("dask") or "--scheduler" in command:  # test_scheduler.py parses them
-        assert "tcp://" in command or command == "dask scheduler"
     elif "benchmark" in command or "compare_mvtec" in command:  # test_configs.py runs these configurations
         assert Path(command.rsplit(maxsplit=1)[-1]).is_file()
     elif command.startswith("anomalib-aprilgan compare"):
@@ -152,7 +151,7 @@ def test_there_are_commands_of_all_kinds() -> None:
 def test_every_command_runs(user_folder: Path, clip_weights: Path, official_adapter: Path) -> None:
     del user_folder
     for command in commands():
-        if not command.startswith("python3 -m venv"):
+        if not command.startswith(("python3 -m venv", "dask ")) and "--scheduler" not in command:
             run(command, clip_weights, official_adapter)
     assert list(Path("results/AprilGan/latest/images").rglob("*.png"))
     assert Path("results/AprilGan/AuxiliaryDataModule/latest/weights/lightning/model.ckpt").is_file()

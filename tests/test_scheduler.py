@@ -1,6 +1,6 @@
 """Comparisons on a cluster of dask: lost workers, full disks, other versions, unreachable schedulers.
 
-The workers of the quick tests are forks of the test's process, so that they start at once, and their runs only write rows.
+The workers of the quick tests are forks of the test's process, so that they start at once. Their runs only write rows.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ if sys.platform == "win32":
 ROOT = Path(__file__).parents[1]
 FORK = multiprocessing.get_context("fork")
 DEATHS = 2
-"""The scheduler gives a run up after so many lost workers."""
+"""The scheduler gives up a run after so many lost workers, unless a test says otherwise."""
 
 
 def free_address() -> str:
@@ -50,10 +50,10 @@ def free_address() -> str:
         return f"tcp://127.0.0.1:{free.getsockname()[1]}"
 
 
-def be_scheduler(address: str) -> None:
+def be_scheduler(address: str, deaths: int) -> None:
     async def run() -> None:
         port = int(address.rpartition(":")[2])
-        node = distributed.Scheduler(host="127.0.0.1", port=port, dashboard_address=":0", allowed_failures=DEATHS - 1)
+        node = distributed.Scheduler(host="127.0.0.1", port=port, dashboard_address=":0", allowed_failures=deaths - 1)
         async with node:
             await node.finished()
 
@@ -73,9 +73,9 @@ def cluster() -> Iterator[Callable[..., str]]:
     """Start a scheduler and workers, and return the scheduler's address."""
     processes = []
 
-    def start(workers: int, threads: int = 1) -> str:
+    def start(workers: int, threads: int = 1, deaths: int = DEATHS) -> str:
         address = free_address()
-        processes.append(FORK.Process(target=be_scheduler, args=(address,), name=address))
+        processes.append(FORK.Process(target=be_scheduler, args=(address, deaths), name=address))
         processes.extend(FORK.Process(target=be_worker, args=(address, threads)) for _ in range(workers))
         for process in processes:
             process.start()
@@ -95,11 +95,12 @@ class FakeJob(ComparisonJob):
         with (folder / "attempts").open("a") as file:
             file.write(f"{model}\n")
         first = (folder / "attempts").read_text().splitlines().count(model) == 1
-        if model == "killer" or (model == "killed once" and first):
+        time.sleep(0.5 if model.startswith("slow") else 0)
+        if "killer" in model or (model == "killed once" and first):
             os.kill(os.getpid(), signal.SIGKILL)
         if model == "full disk":
-            raise RunNotSavedError(f"{self.planned}: {os.strerror(errno.ENOSPC)}")
-        time.sleep(0.5 if model.startswith("slow") else 0)
+            msg = f"{self.planned}: {os.strerror(errno.ENOSPC)}"
+            raise RunNotSavedError(msg)
         row = {
             **dict(zip(KEY, self.planned.key, strict=True)),
             "status": DONE,
@@ -133,9 +134,9 @@ def attempts(folder: Path) -> list[str]:
 def test_killed_workers_lose_nothing(
     cluster: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     models = ["killer", "a", "killed once", "killed at the end", *(f"slow {number}" for number in range(4))]
     address = cluster(workers=2 * DEATHS + 4)
+    monkeypatch.chdir(tmp_path)  # the workers stay elsewhere
     with pytest.raises(
         RuntimeError, match=r"^1 of 8 runs ended every worker .* killer, Nothing/tile, 0-shot, seed 0\. "
     ):
@@ -151,10 +152,10 @@ def test_killed_workers_lose_nothing(
 
 def test_a_run_that_waits_behind_a_killer_is_done(cluster: Callable[..., str], tmp_path: Path) -> None:
     """dask holds a run responsible for the loss of each worker on which it waited."""
-    address = cluster(workers=2 * DEATHS + 1, threads=2)
-    with pytest.raises(RuntimeError, match=r"^1 of 6 runs"):
-        ClusterRunner(fake_jobs(["killer", *"abcde"], tmp_path), address).run()
-    assert sorted(read_runs(tmp_path).model) == [*"abcde"]
+    address = cluster(workers=3, threads=4, deaths=1)
+    with pytest.raises(RuntimeError, match=r"^1 of 9 runs .* slow killer, "):
+        ClusterRunner(fake_jobs(["slow killer", *"abcdefgh"], tmp_path), address).run()
+    assert sorted(read_runs(tmp_path).model) == [*"abcdefgh"]
 
 
 def test_a_worker_does_one_run_at_a_time(cluster: Callable[..., str], tmp_path: Path) -> None:

@@ -121,23 +121,22 @@ class ClusterRunner(Runner):
         futures = client.map(do_on_worker, jobs, pure=False, **place)
         job_of = {future.key: job for future, job in zip(futures, jobs, strict=True)}
         given_up = []
-        try:
-            for future in as_completed(futures, loop=client.loop):
-                job = job_of[future.key]
-                try:
-                    result = future.result()
-                except KilledWorker:
-                    given_up.append(job)
-                    continue
-                except Exception as error:
-                    msg = f"{job.planned} was not done by {self._address}: {type(error).__name__}: {error}"
-                    raise ClusterError(msg) from error
-                if isinstance(result, SystemExit):
-                    raise result
-                bar.write(result)
-                bar.update()
-        finally:
-            client.cancel(futures)
+        for future in as_completed(
+            futures, loop=client.loop
+        ):  # if this is left early, the client's end cancels the rest
+            job = job_of[future.key]
+            try:
+                result = future.result()
+            except KilledWorker:
+                given_up.append(job)
+                continue
+            except Exception as error:
+                msg = f"{job.planned} was not done by {self._address}: {type(error).__name__}: {error}"
+                raise ClusterError(msg) from error
+            if isinstance(result, SystemExit):
+                raise result
+            bar.write(result)
+            bar.update()
         return given_up
 
 
