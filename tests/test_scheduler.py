@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -245,7 +246,7 @@ def test_workers_that_cannot_start_processes_load_images_themselves(
     data = {"class_path": "Data", "init_args": {"num_workers": 8, "root": "here"}}
     job = replace(job, planned=replace(job.planned, datamodule=data))
     assert scheduler_module._without_processes(job) is job
-    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", 1)
+    monkeypatch.setattr(multiprocessing, "current_process", lambda: SimpleNamespace(daemon=True))
     without = scheduler_module._without_processes(job)
     assert without.planned.datamodule["init_args"] == {"num_workers": 0, "root": "here"}
     assert without.planned.settings == job.planned.settings
