@@ -121,9 +121,7 @@ class ClusterRunner(Runner):
         futures = client.map(do_on_worker, jobs, pure=False, **place)
         job_of = {future.key: job for future, job in zip(futures, jobs, strict=True)}
         given_up = []
-        for future in as_completed(
-            futures, loop=client.loop
-        ):  # if this is left early, the client's end cancels the rest
+        for future in as_completed(futures, loop=client.loop):  # after an error, the client's end cancels the rest
             job = job_of[future.key]
             try:
                 result = future.result()
