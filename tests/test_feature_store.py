@@ -176,7 +176,7 @@ def test_clearing_deletes_features_and_nothing_else(tmp_path):
     files = FeatureFiles(tmp_path)
     files.write("group", "one", CONTENT, {})
     files.write("other", "one", CONTENT, {})
-    (tmp_path / "other" / "notes.txt").write_text("mine")
+    (tmp_path / "other" / "notes.txt").write_text("mine", encoding="utf-8")
     assert files.clear() > 2 * SIZE
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == ["other", "other/notes.txt"]
 

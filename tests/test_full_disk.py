@@ -236,7 +236,11 @@ def test_a_prediction_leaves_whole_files(
             picture.load()
     for path in folder.rglob("*.npy"):
         np.load(path)
-    rows = (folder / "predictions.csv").read_text().splitlines() if (folder / "predictions.csv").exists() else []
+    rows = (
+        (folder / "predictions.csv").read_text(encoding="utf-8").splitlines()
+        if (folder / "predictions.csv").exists()
+        else []
+    )
     assert all(row.count(",") == 5 and row.endswith((".npy", "map")) for row in rows), "rows are whole"
     assert len(rows) < 1 + len(list((sample_root / "coins/test").rglob("*.png")))
     engine.predict(model, data_path=sample_root / "coins/test/good")

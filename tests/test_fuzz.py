@@ -526,7 +526,7 @@ class Node(nn.Module):
 
 
 def clip_files(root: Path) -> dict[str, Kind]:
-    (root / "tiny-vit.json").write_text(json.dumps(TINY))
+    (root / "tiny-vit.json").write_text(json.dumps(TINY), encoding="utf-8")
     open_clip.add_model_config(root / "tiny-vit.json")
     made = AprilGanModel("tiny-vit", None, image_size=16, layers=(1, 2))
     weights = {name: value.contiguous() for name, value in made.clip.towers.state_dict().items() if "mask" not in name}
@@ -841,7 +841,7 @@ def try_files(
     vars(socket)["socket"] = no_network
     vars(execution)["do_runs"] = lambda *_: None  # what follows a configuration without fault
     vars(report)["write_report"] = lambda folder: folder
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     expected: dict[str, object] = {}
     for name, number in work:

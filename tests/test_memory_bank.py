@@ -6,8 +6,9 @@
 import pytest
 import torch
 from sklearn.metrics.pairwise import cosine_similarity
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from anomalib_aprilgan.method.memory_bank import MemoryBank
+from anomalib_aprilgan.method.memory_bank import MemoryBank, nearest_distances
 
 
 def random_tokens(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -61,6 +62,36 @@ def test_distances_do_not_depend_on_the_chunk_size(monkeypatch, chunk):
     expected = filled_bank(references)(queries)
     monkeypatch.setattr("anomalib_aprilgan.method.memory_bank.CHUNK", chunk)
     torch.testing.assert_close(filled_bank(references)(queries), expected, atol=1e-6, rtol=0)
+
+
+class NewTensors(TorchDispatchMode):
+    """Records the size in bytes of each tensor that an operation creates; views are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and not func.is_view:
+            self.sizes.append(result.untyped_storage().nbytes())
+        return result
+
+
+@pytest.mark.parametrize(("images", "patches"), [(1, 1000), (100, 20), (7, 33)], ids=["large", "many", "odd"])
+@pytest.mark.parametrize("references", [40, 5000])
+def test_memory_is_bounded_whatever_the_size_of_batch_images_and_bank(monkeypatch, images, patches, references):
+    block, chunk, width = 64, 128, 6
+    queries, bank = random_tokens(images, patches, width), filled_bank(random_tokens(1, references, width)).tokens
+    expected = nearest_distances(queries, bank)
+    monkeypatch.setattr("anomalib_aprilgan.method.memory_bank.BLOCK", block)
+    monkeypatch.setattr("anomalib_aprilgan.method.memory_bank.CHUNK", chunk)
+    with NewTensors() as created:
+        found = nearest_distances(queries, bank)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    result = 4 * images * patches
+    assert max(size for size in created.sizes if size != result) <= 4 * block * chunk
+    assert created.sizes.count(result) <= 2, "the result, and that of its only row of blocks"
 
 
 def test_tokens_may_be_added_in_several_steps():

@@ -33,6 +33,7 @@ def compare(
     examples: int = 2,
     trainer: Mapping[str, Any] | None = None,
     features: str | None = "cache",
+    scheduler: str | None = None,
 ) -> Path:
     """Test models side by side, and write a table with one row per run and a report.
 
@@ -56,6 +57,8 @@ def compare(
         features: Folder where AprilGan stores what CLIP returns for an image, in half precision, so that all shots and
             seeds encode it once. cache: the folder of the environment variable ANOMALIB_APRILGAN_FEATURES, else a
             cache. null: nothing is stored.
+        scheduler: Address of a running dask scheduler whose workers do the runs, for instance tcp://127.0.0.1:8786.
+            Default: this machine does them.
 
     Returns:
         The report.
@@ -63,14 +66,21 @@ def compare(
     Raises:
         ValueError: If an argument is out of its range, data are missing, or the folder holds results of the same runs
             with other settings.
-        OSError: If the folder cannot be written to.
+        OSError: If the folder cannot be written to, or no scheduler answers.
         RuntimeError: If a model gives wrong numbers with the installed versions or cannot be made, for instance
-            because its weights cannot be downloaded, or if runs have failed. In the last case, the report has been
-            written.
+            because its weights cannot be downloaded, if workers of a cluster cannot be used, or if runs have failed. In
+            the last case, the report has been written.
     """
+    if scheduler is not None and (shard, processes) != (None, None):
+        msg = (
+            "Expected arguments `shard` and `processes` to be None with `scheduler`, whose workers share all runs, but "
+            f"got {shard!r} and {processes!r}."
+        )
+        raise ValueError(msg)
     from anomalib_aprilgan.comparison import checks, components, environment, report  # noqa: PLC0415
     from anomalib_aprilgan.comparison.execution import do_runs  # noqa: PLC0415
     from anomalib_aprilgan.comparison.job import ComparisonOptions  # noqa: PLC0415
+    from anomalib_aprilgan.comparison.scheduler import check_cluster  # noqa: PLC0415
     from anomalib_aprilgan.integration.features import checked_features  # noqa: PLC0415
 
     models, data = components.checked_components(models, data)
@@ -81,12 +91,15 @@ def compare(
     part = shard_of(grid, shard)
     runs = _missing(part, output, retry_failed=retry_failed)
     refuse_other_table(output)
+    if scheduler is not None and runs:
+        check_cluster(scheduler)
     checks.check_data(runs)
     checks.check_models(runs)
     prepare_folder(output)
     print(f"{len(runs)} of {len(grid)} runs are to be done{f' here (shard {shard})' if shard else ''}.")  # noqa: T201
     if runs:
-        do_runs(runs, ComparisonOptions(output, dict(trainer or {}), examples, checked_features(features)), processes)
+        options = ComparisonOptions(output, dict(trainer or {}), examples, checked_features(features))
+        do_runs(runs, options, processes, scheduler)
     written = report.write_report(output)
     rows = _rows_by_key(read_runs(output))
     failed = [run for run in part if rows.get(run.key, {}).get("status") == FAILED]

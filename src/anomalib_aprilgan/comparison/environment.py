@@ -14,7 +14,7 @@ import torch
 
 from anomalib_aprilgan.method.towers import runs_batch_first
 
-__all__ = ["PeakMemory", "check_environment", "describe_environment", "device_of_run"]
+__all__ = ["DISTRIBUTIONS", "PeakMemory", "check_environment", "describe_environment", "device_of_run"]
 
 DISTRIBUTIONS = {
     "anomalib_aprilgan": "anomalib-aprilgan",

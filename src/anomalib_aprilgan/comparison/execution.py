@@ -14,35 +14,44 @@ from anomalib.pipelines.components.runners.parallel import ParallelExecutionErro
 from anomalib_aprilgan.comparison.grid import Run
 from anomalib_aprilgan.comparison.job import ComparisonJobs, ComparisonOptions, RunNotSavedError
 from anomalib_aprilgan.comparison.kept_model import release
+from anomalib_aprilgan.comparison.scheduler import ClusterError, ClusterRunner
 
 __all__ = ["do_runs"]
 
 
-def do_runs(runs: list[Run], options: ComparisonOptions, processes: int | None) -> None:
+def do_runs(runs: list[Run], options: ComparisonOptions, processes: int | None, scheduler: str | None = None) -> None:
     """Do the runs. A run that fails does not stop the others.
 
     Args:
         runs: The runs; at least one.
         options: Options that they share.
         processes: Number of processes; ``None``: one per GPU, or one.
+        scheduler: Address of a dask scheduler whose workers do the runs; ``None``: processes of this machine do them.
 
     Raises:
         OSError: If the file of a run could not be written.
-        RuntimeError: If a process was killed.
+        RuntimeError: If a process was killed, or a cluster could not do a run.
     """
     count = processes or max(torch.cuda.device_count(), 1)
-    jobs = ComparisonJobs(runs, options, shows_progress=count > 1)  # anomalib's serial runner has its own progress bar
-    if count > 1:  # each process makes a model of its own
+    is_parallel = count > 1 and scheduler is None
+    jobs = ComparisonJobs(runs, options, shows_progress=is_parallel)  # the other runners have their own progress bars
+    if is_parallel or scheduler:  # each process makes a model of its own
         release()
     gc.freeze()  # what was imported until now need not be examined after each run, which took a third of a second
     kept = f"Finished runs are kept in {options.output}; run the same command again to continue."
     try:
-        (ParallelRunner(jobs, count) if count > 1 else SerialRunner(jobs)).run({})
+        if scheduler:
+            ClusterRunner(jobs, scheduler).run()
+        else:
+            (ParallelRunner(jobs, count) if is_parallel else SerialRunner(jobs)).run({})
     except RunNotSavedError as error:
         msg = f"The comparison stopped because a run could not be saved. {error} {kept}"
         raise OSError(msg) from error
     except (BrokenProcessPool, ParallelExecutionError) as error:
         msg = f"A process of the comparison was killed, perhaps because memory ran out. {kept}"
+        raise RuntimeError(msg) from error
+    except ClusterError as error:
+        msg = f"{error} {kept}"
         raise RuntimeError(msg) from error
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
         sys.exit(f"Interrupted. {kept}")

@@ -6,6 +6,7 @@
 import errno
 import gc
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Generator, Mapping
@@ -121,12 +122,20 @@ class ComparisonJob(Job):
             write_run(self.options.output, row)
         except (OSError, ValueError) as error:
             raise self._not_saved(error) from error
-        seconds = time.perf_counter() - start
-        tqdm.write(f"[{self.number}/{self.total}] {self.planned}: {_summary(row)} ({seconds:.0f} s)")
+        tqdm.write(self.report(row, time.perf_counter() - start))
         if row["status"] == FAILED:
             kept_model.release()
         _free_memory()
         return row
+
+    def report(self, row: Mapping[str, Any], seconds: float) -> str:
+        """Report the end of the run in one line.
+
+        Args:
+            row: The row of the table of results.
+            seconds: Duration of the run.
+        """
+        return f"[{self.number}/{self.total}] {self.planned}: {_summary(row)} ({seconds:.0f} s)"
 
     def _not_saved(self, error: Exception) -> RunNotSavedError:
         return RunNotSavedError(f"{self.planned}: {error}")
@@ -182,7 +191,8 @@ class ComparisonJob(Job):
 def _free_memory() -> None:
     """Free the run's model and data. Ctrl-C is delayed meanwhile: Python ignores exceptions raised in destructors."""
     interrupts: list[int] = []
-    holds_back = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    is_main = threading.current_thread() is threading.main_thread()  # which alone gets and sets signals
+    holds_back = is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if holds_back:
         signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
     gc.collect()

@@ -23,6 +23,7 @@ __all__ = [
     "FAILED",
     "KEY",
     "METRICS",
+    "read_run",
     "read_runs",
     "refuse_other_table",
     "run_file",
@@ -120,7 +121,7 @@ def write_run(folder: Path, row: Mapping[str, Any]) -> Path:
     key = [str(row[name]) for name in KEY]
     result = run_file(folder, key)
     with suppress(FileNotFoundError):
-        if _read_run(folder, result).get("settings") != row.get("settings"):
+        if read_run(folder, result).get("settings") != row.get("settings"):
             msg = f"{result} holds the same run ({', '.join(key)}) with other settings. Use another folder."
             raise ValueError(msg)
     texts = dict(zip(KEY, key, strict=True))
@@ -154,7 +155,7 @@ def read_runs(folder: Path) -> pd.DataFrame:
     rows: dict[tuple[str, ...], dict[str, Any]] = {}
     for path in run_files(folder):
         try:
-            row = _read_run(folder, path)
+            row = read_run(folder, path)
         except FileNotFoundError:  # a failed run that another process has just repeated
             continue
         key = tuple(row[name] for name in KEY)
@@ -169,7 +170,13 @@ def read_runs(folder: Path) -> pd.DataFrame:
     return table
 
 
-def _read_run(folder: Path, path: Path) -> dict[str, Any]:
+def read_run(folder: Path, path: Path) -> dict[str, Any]:
+    """Read the file of a run.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or is not the file of a run.
+    """
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
         problem = _problem_of(row)

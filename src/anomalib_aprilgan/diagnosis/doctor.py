@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 __all__ = ["examine"]
 
 OURS = "anomalib-aprilgan"
-OPTIONAL = ("onnx", "onnxruntime", "openvino", "nncf", "gradio")
+OPTIONAL = ("onnx", "onnxruntime", "openvino", "nncf", "gradio", "distributed")
 VARIABLES = ("ANOMALIB_APRILGAN_", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "PL_", "PYTORCH_")
 """Beginnings of the names of environment variables that change what this package does."""
 

@@ -3,6 +3,8 @@
 
 """Memory bank of one stage: the patch tokens of the normal reference images (arXiv 2305.17382, section 3.3)."""
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -13,6 +15,12 @@ __all__ = ["MemoryBank", "nearest_distances"]
 
 CHUNK = 4096
 """Number of reference tokens that are compared at once; it limits the memory that a large bank needs."""
+
+BLOCK = 1024
+"""Number of test tokens that are compared at once; it limits the memory that a large batch or image needs.
+
+With :data:`CHUNK` it makes products of at most 1024 x 4096 similarities: 16 MiB in single precision.
+"""
 
 
 class MemoryBank(nn.Module):
@@ -63,6 +71,10 @@ class MemoryBank(nn.Module):
 def nearest_distances(tokens: Tensor, reference_tokens: Tensor) -> Tensor:
     """Compute the cosine distance of each patch token to its nearest reference token (section 3.3).
 
+    Beside tensors as large as the result, it needs memory for one product of :data:`BLOCK` test tokens and
+    :data:`CHUNK` reference tokens, whatever the number of images, their size and the size of the bank. Graphs for an
+    export hold one block of all test tokens, since their number is not known then.
+
     Args:
         tokens: Raw patch tokens of the tested images, shape ``(N, P, width)``.
         reference_tokens: L2-normalised reference tokens, shape ``(M, width)``.
@@ -76,6 +88,18 @@ def nearest_distances(tokens: Tensor, reference_tokens: Tensor) -> Tensor:
     if not len(reference_tokens):
         msg = "The memory bank is empty. Call `setup` with reference images before computing distances."
         raise RuntimeError(msg)
-    queries = normalize(tokens.to(reference_tokens.dtype), dim=-1)
-    nearest = [(queries @ chunk.T).amax(dim=-1) for chunk in torch.split(reference_tokens, CHUNK)]
-    return (1 - torch.stack(nearest).amax(dim=0)).clamp(min=0)
+    chunks = torch.split(reference_tokens, CHUNK)
+    if torch.compiler.is_compiling():
+        return _distances_of_block(tokens, chunks)
+    images_at_once = max(1, BLOCK // tokens.shape[1])
+    rows = [
+        [_distances_of_block(block, chunks) for block in torch.split(images, BLOCK, dim=1)]
+        for images in torch.split(tokens, images_at_once)
+    ]
+    return torch.cat([torch.cat(row, dim=1) for row in rows])
+
+
+def _distances_of_block(tokens: Tensor, chunks: Sequence[Tensor]) -> Tensor:
+    queries = normalize(tokens.to(chunks[0].dtype), dim=-1)
+    similarities = ((queries @ chunk.T).amax(dim=-1) for chunk in chunks)
+    return (1 - reduce(torch.maximum, similarities)).clamp(min=0)
