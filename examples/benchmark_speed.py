@@ -370,8 +370,6 @@ def prepared(options: Namespace) -> Iterator[Namespace]:
 
 def main() -> None:
     """Run the script."""
-    import torch
-
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", default=SECTIONS, help=f"Any of {', '.join(SECTIONS)}; default: all.")
     parser.add_argument("--backbone", default="ViT-B-16", help="Name of an open_clip architecture.")
@@ -382,6 +380,8 @@ def main() -> None:
     parser.add_argument("--slow", action="store_true", help="Also the comparison without stored features.")
     parser.add_argument("--picture", type=Path, help="File for a picture of the inference and the training.")
     options = parser.parse_args()
+    import torch
+
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("anomalib").setLevel(logging.ERROR)
     unknown = sorted(set(options.sections) - set(SECTIONS))

@@ -69,7 +69,7 @@ def test_a_kill_never_mixes_two_models(
             for version in "12":
                 export(tmp_path, kind, version)
 
-    for _ in kill_repeatedly(export_for_ever, kills, longest=0.08, shortest=0.02):
+    for _ in kill_repeatedly(export_for_ever, kills, longest=0.3, shortest=0.02):
         graph, weights = versions(tmp_path, kind)
         assert graph in {None, weights}
         found.add(graph)

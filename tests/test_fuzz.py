@@ -61,6 +61,7 @@ from anomalib_aprilgan.files.weight_files import write_weight_file
 from anomalib_aprilgan.integration.image_files import check_image_files
 from anomalib_aprilgan.integration.output_files import INDEX, OutputFolder
 from anomalib_aprilgan.integration.references import files_in_source, read_references
+from anomalib_aprilgan.method.towers import build_towers
 from anomalib_aprilgan.pretraining.materials import read_index, read_picture
 from anomalib_aprilgan.pretraining.pair_files import pair_type
 from anomalib_aprilgan.pretraining.pairs import Pairs
@@ -528,14 +529,13 @@ class Node(nn.Module):
 def clip_files(root: Path) -> dict[str, Kind]:
     (root / "tiny-vit.json").write_text(json.dumps(TINY), encoding="utf-8")
     open_clip.add_model_config(root / "tiny-vit.json")
-    made = AprilGanModel("tiny-vit", None, image_size=16, layers=(1, 2))
-    weights = {name: value.contiguous() for name, value in made.clip.towers.state_dict().items() if "mask" not in name}
+    made = build_towers("tiny-vit", None, 16, quick_gelu=False).requires_grad_(requires_grad=False)
+    weights = {name: value.contiguous() for name, value in made.state_dict().items() if "mask" not in name}
     torch.save(weights, file := io.BytesIO())
     torch.jit.save(torch.jit.script(Node(weights)), archive := io.BytesIO())
 
     def load_clip(path: Path) -> object:
-        loaded = AprilGanModel("tiny-vit", path, image_size=16, layers=(1, 2))
-        return meaning(loaded.clip.towers.state_dict())
+        return meaning(build_towers("tiny-vit", path, 16, quick_gelu=False).state_dict())
 
     return {
         "CLIP": Kind("clip.pt", file.getvalue(), load_clip, changed_torch, is_protected=True),
@@ -711,7 +711,8 @@ def other_files(root: Path, official_adapter: Path) -> dict[str, Kind]:
         """Remove the files that an index names, which are in its folder."""
         (path.parent / "images").mkdir()
         (path.parent / "images/a.png").touch()
-        trainer: Any = SimpleNamespace(is_global_zero=True, strategy=SimpleNamespace(barrier=lambda name: None))
+        strategy = SimpleNamespace(barrier=lambda name: None)
+        trainer: Any = SimpleNamespace(global_rank=0, is_global_zero=True, strategy=strategy)
         OutputFolder(path.parent, []).clear(trainer)
         assert (root / "photograph.png").is_file()
         return sorted(file.name for file in path.parent.rglob("*"))

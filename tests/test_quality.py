@@ -74,7 +74,7 @@ def make_model() -> Callable[..., AprilGanModel]:
     clip = AprilGanModel(BACKBONE, image_size=SIZE).clip
     encode_image, encoded = clip.encode_image, {}
 
-    def encode_once(images: Tensor, stages: Collection[int]) -> ImageFeatures:
+    def encode_once(images: Tensor, stages: Collection[int], recurs: object = None) -> ImageFeatures:
         key = (hashlib.sha256(images.numpy().tobytes()).digest(), frozenset(stages))
         if key not in encoded:
             encoded[key] = encode_image(images, stages)

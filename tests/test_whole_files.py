@@ -44,7 +44,7 @@ def test_a_kill_leaves_the_old_or_the_new_file_and_the_next_write_sweeps_up(
 ) -> None:
     path = write_file(tmp_path / "file", b"a" * SIZE)
     found = 0
-    for _ in kill_repeatedly(lambda: write_for_ever(path), 12, longest=0.045, shortest=0.01):
+    for _ in kill_repeatedly(lambda: write_for_ever(path), 12, longest=0.12, shortest=0.01):
         content = path.read_bytes()
         assert len(content) == SIZE
         assert len(set(content)) == 1

@@ -208,7 +208,6 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         processes.refuse_idle_processes(self.trainer)
         if stage == TrainerFn.FITTING:
             training.limit_epochs(self.trainer)
-            open_store(self, [getattr(datamodule, f"{split}_data", None) for split in ("train", "val")], trains=True)
         if stage == TrainerFn.VALIDATING and isinstance(datamodule, AuxiliaryDataModule) and self.adapter is not None:
             msg = (
                 f"Expected argument `adapter` to be None for an AuxiliaryDataModule, whose images train adapters, but "
@@ -227,6 +226,11 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         if self.adapter is not None:
             return None
         return training.make_optimizer(self.model, self.learning_rate, runs.running_trainer(self))
+
+    def on_fit_start(self) -> None:
+        """Store features, from before the images are loaded until the end of the training."""
+        datamodule = runs.datamodule_of(self.trainer)
+        open_store(self, [getattr(datamodule, f"{split}_data", None) for split in ("train", "val")], trains=True)
 
     def on_train_start(self) -> None:
         """Check all files before the first step."""
