@@ -183,12 +183,19 @@ class FeatureFiles:
     def groups(self) -> list[Group]:
         """List what is stored."""
         found = []
-        for folder in sorted(self.folder.glob("*/")):
-            if not folder.name.startswith(UNFINISHED) and folder.is_dir():
-                entries = _entries(folder)
-                used = max((used for used, _, _ in entries), default=0.0)
-                found.append(Group(folder.name, len(entries), sum(size for _, size, _ in entries), used))
+        for folder in self._folders():
+            entries = _entries(folder)
+            used = max((used for used, _, _ in entries), default=0.0)
+            found.append(Group(folder.name, len(entries), sum(size for _, size, _ in entries), used))
         return found
+
+    def _folders(self) -> list[Path]:
+        """List the folders of the groups. Other processes may make and delete unfinished ones meanwhile."""
+        try:
+            entries = [Path(entry.path) for entry in os.scandir(self.folder) if entry.is_dir()]
+        except OSError:  # it does not exist yet
+            return []
+        return sorted(folder for folder in entries if not folder.name.startswith(UNFINISHED))
 
     def clear(self) -> int:
         """Delete everything that is stored, and return the number of bytes."""
@@ -210,7 +217,7 @@ class FeatureFiles:
         """Whether a file may be written. Files that were not used for long make room for it."""
         if size <= self._allowance:
             return True
-        entries = sorted(entry for folder in self.folder.glob("*/") for entry in _entries(folder))
+        entries = sorted(entry for folder in self._folders() for entry in _entries(folder))
         total, free = sum(size for _, size, _ in entries), self.free_space()
         wanted = max(size, self.limit // SHARE)
         for used, freed, path in entries:
@@ -242,7 +249,11 @@ class FeatureFiles:
 def _entries(folder: Path) -> list[tuple[float, int, Path]]:
     """List the files of a group: time of last use, size in bytes, path. Other processes may delete some meanwhile."""
     found = []
-    for path in folder.glob(f"*{SUFFIX}"):
+    try:
+        paths = [Path(entry.path) for entry in os.scandir(folder) if entry.name.endswith(SUFFIX)]
+    except OSError:
+        return []
+    for path in paths:
         try:
             status = path.stat()
         except OSError:
