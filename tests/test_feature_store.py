@@ -372,7 +372,7 @@ def train(model: AprilGan, root: Path, folder: Path, mosaic_probability: float =
 
 
 def test_training_passes_each_image_through_the_tower_once(make_lightning_model, sample_root, tmp_path, caplog):
-    """Losses and adapters must be those of a training without stored features, within half precision."""
+    """Losses and adapters must equal those of a training without stored features, within half precision."""
     losses, weights, passed = [], [], []
     caplog.set_level(logging.INFO)
     for features in (None, tmp_path / "features", tmp_path / "features"):

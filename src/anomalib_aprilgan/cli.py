@@ -127,7 +127,7 @@ def doctor(record: bool = False) -> None:
 
 
 def cache(clear: bool = False, folder: Path | None = None) -> None:
-    """Show what is kept on disk, or delete it: features of images, and text features of classes.
+    """Show or delete what is kept on disk: features of images, and text features of classes.
 
     Args:
         clear: Delete all of it.

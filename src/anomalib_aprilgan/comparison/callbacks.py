@@ -26,6 +26,7 @@ from anomalib_aprilgan.comparison.results import KEY
 from anomalib_aprilgan.files.whole_files import write_file
 from anomalib_aprilgan.integration.references import draw, normal_training_files
 from anomalib_aprilgan.lightning_model import AprilGan
+from anomalib_aprilgan.method.feature_store import now
 
 __all__ = ["ExampleWriter", "References", "Stopwatch"]
 
@@ -114,7 +115,7 @@ class Stopwatch(Callback):
     ) -> None:
         """Start the clock before the model's own callbacks, one of which pre-processes the batch."""
         del trainer, batch, batch_idx, dataloader_idx
-        self._batch_start = _now(pl_module.device) - _seconds_saved(pl_module)
+        self._batch_start = now(pl_module.device) - _seconds_saved(pl_module)
 
     def on_test_batch_end(
         self,
@@ -127,7 +128,7 @@ class Stopwatch(Callback):
     ) -> None:
         """Stop the clock before the model's own callbacks, which post-process the batch and update metrics."""
         del trainer, outputs, batch_idx, dataloader_idx
-        self.image_seconds += _now(pl_module.device) + _seconds_saved(pl_module) - self._batch_start
+        self.image_seconds += now(pl_module.device) + _seconds_saved(pl_module) - self._batch_start
         self.images += batch.batch_size
 
 
@@ -135,13 +136,6 @@ def _seconds_saved(module: LightningModule) -> float:
     """Return what stored features have saved in the present run of a model."""
     store = module.model.clip.store if isinstance(module, AprilGan) else None
     return 0.0 if store is None else store.seconds_saved
-
-
-def _now(device: torch.device) -> float:
-    """Return the time in seconds, after the device has finished its work."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
 
 
 class ExampleWriter(Visualizer):

@@ -37,7 +37,7 @@ def do_runs(runs: list[Run], options: ComparisonOptions, processes: int | None, 
     jobs = ComparisonJobs(runs, options, shows_progress=is_parallel)  # the other runners have their own progress bars
     if is_parallel or scheduler:  # each process makes a model of its own
         release()
-    gc.freeze()  # what was imported until now need not be examined after each run, which took a third of a second
+    gc.freeze()  # the garbage collection after each run skips imported modules, which took a third of a second
     kept = f"Finished runs are kept in {options.output}; run the same command again to continue."
     try:
         if scheduler:

@@ -45,7 +45,7 @@ LIMIT_VARIABLE: Final = "ANOMALIB_APRILGAN_FEATURES_GB"
 DEFAULT_LIMIT_GB: Final = 50.0
 
 TEXT_LIMIT: Final = 100_000_000
-"""Largest size of all stored text features in bytes; those of a class take some kilobytes."""
+"""Largest size of all stored text features in bytes. A class takes some kilobytes."""
 
 RESERVE: Final = 1_000_000_000
 """Bytes of the disk that stay free for others."""
@@ -205,7 +205,6 @@ class FeatureFiles:
                 path.unlink(missing_ok=True)
             if not any((self.folder / group.name).iterdir()):  # other files are not ours
                 (self.folder / group.name).rmdir()
-        self.is_full, self._allowance = False, 0
         return sum(group.size for group in groups)
 
     def free_space(self) -> int:

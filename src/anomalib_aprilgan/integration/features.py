@@ -33,7 +33,8 @@ def checked_features(features: str | Path | None) -> str | Path | None:
     Raises:
         ValueError: If it is no path.
     """
-    return features if features in {None, AUTO_FEATURES, CACHED_FEATURES} else checked_path(features, "features")
+    is_path = features is not None and features not in (AUTO_FEATURES, CACHED_FEATURES)  # a list has no hash
+    return checked_path(features, "features") if is_path else features
 
 
 class HasFeatures(Protocol):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from anomalib_aprilgan.files.feature_files import FeatureFiles
 from anomalib_aprilgan.method.encoders import ImageFeatures, encode_image
 
-__all__ = ["FeatureStore"]
+__all__ = ["FeatureStore", "now"]
 
 FORMAT = 1
 """Number that changes with whatever else changes the stored features."""
@@ -70,7 +70,7 @@ class FeatureStore:
             The image embeddings and the patch tokens of each stage, rounded to half precision.
         """
         images = images.as_subclass(Tensor)
-        start = _now(images.device)
+        start = now(images.device)
         group = _group(images, identity)
         names = [_digest(image) for image in images]
         rows: dict[str, dict[str, Tensor]] = {}
@@ -81,9 +81,9 @@ class FeatureStore:
                 saved += seconds
         missing = {name: index for index, name in enumerate(names) if name not in rows}
         if missing:
-            before = _now(images.device)
+            before = now(images.device)
             features = encode_image(visual, images[list(missing.values())], stages)
-            seconds = _now(images.device) - before
+            seconds = now(images.device) - before
             start += seconds
             for number, (name, index) in enumerate(missing.items()):
                 rows[name] = _row(features, number)
@@ -94,7 +94,7 @@ class FeatureStore:
         embedding, *tokens = (
             _stacked([rows[name][key] for name in names], images) for key in (EMBEDDING, *map(_key, stages))
         )
-        self.seconds_saved += saved - (_now(images.device) - start)
+        self.seconds_saved += saved - (now(images.device) - start)
         return ImageFeatures(embedding, dict(zip(stages, tokens, strict=True)))
 
     def _read(self, group: str, name: str, stages: Collection[int]) -> tuple[dict[str, Tensor], float] | None:
@@ -106,7 +106,7 @@ class FeatureStore:
         return tensors, float(metadata.get(SECONDS, 0))
 
     def _write(self, group: str, name: str, row: dict[str, Tensor], seconds: float) -> None:
-        """Store the features of an image, with those of other stages that are stored already."""
+        """Store the features of an image. Stages that were stored before are kept."""
         if all(tensor.dtype == torch.half for tensor in row.values()):
             stored = self.files.read(group, name)
             others = {} if stored is None else {key: value.clone() for key, value in stored[0].items()}
@@ -127,7 +127,7 @@ def _key(stage: int) -> str:
 
 
 def _row(features: ImageFeatures, number: int) -> dict[str, Tensor]:
-    """Return the features of one image in half precision; as they are if they are too large for it."""
+    """Return the features of one image in half precision, or unchanged if a value is too large for it."""
     row = {
         EMBEDDING: features.embedding[number],
         **{_key(stage): one[number] for stage, one in features.tokens.items()},
@@ -148,7 +148,7 @@ def _digest(image: Tensor) -> str:
     return hashlib.sha256(image.cpu().contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()[:40]
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
     """Return the time in seconds, after the device has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

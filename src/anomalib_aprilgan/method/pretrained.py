@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Finds CLIP weights: a file, a tag of open_clip in its caches or by download, or those of this package."""
+"""Finds files of CLIP weights: given by path, in the caches of open_clip, by download, or in this package."""
 
 import os
 import re
@@ -21,7 +21,7 @@ LIMIT = 30_000_000_000
 
 
 def find_weights(backbone: str, pretrained: str | Path) -> Path:
-    """Return the file of CLIP weights: the given one, or that of a tag in open_clip's caches, or a download to them.
+    """Return the file of CLIP weights. The file of a tag is downloaded if it is not in the caches of open_clip.
 
     Args:
         backbone: Name of an open_clip architecture.

@@ -133,7 +133,7 @@ def _build_and_load(backbone: str, file: Path | None, image_size: int, part: str
 
 
 class _WithoutInitialisation(TorchFunctionMode):
-    """Leaves new weights as they are, since they will be replaced: drawing them takes seconds, and their memory."""
+    """Skips the initialisation of weights that will be replaced. Random values would take seconds, and memory."""
 
     def __torch_function__(
         self,
