@@ -86,32 +86,34 @@ def build_towers(backbone: str, pretrained: str | Path | None, image_size: int, 
         MissingFileError: If the weights cannot be downloaded.
     """
     file = None if pretrained is None else find_weights(backbone, pretrained)
-    return _build_and_load(backbone, file, image_size, "", quick_gelu=quick_gelu)
+    return _build_and_load(backbone, file, image_size, ("image", "text"), quick_gelu=quick_gelu)
 
 
 def build_image_tower(backbone: str, pretrained: str | Path | None, image_size: int, *, quick_gelu: bool) -> ImageTower:
     """Build the image tower of a CLIP alone; arguments and errors as for :func:`build_towers`."""
     file = None if pretrained is None else find_weights(backbone, pretrained)
-    towers = _build_and_load(backbone, file, image_size, "visual.", quick_gelu=quick_gelu)
+    towers = _build_and_load(backbone, file, image_size, ("image",), quick_gelu=quick_gelu)
     text = {name: value for name, value in towers.state_dict().items() if not name.startswith("visual.")}
     return ImageTower(towers.visual, file, fingerprint(towers), digest_of_weights(text))
 
 
 def build_text_tower(backbone: str, file: Path | None, *, quick_gelu: bool) -> Towers:
     """Build a CLIP without its image tower, from a file of weights; ``None`` for random ones."""
-    towers = _build_and_load(backbone, file, native_image_size(backbone), "!visual.", quick_gelu=quick_gelu)
+    towers = _build_and_load(backbone, file, native_image_size(backbone), ("text",), quick_gelu=quick_gelu)
     towers.visual = nn.Identity()
     return towers
 
 
-def _build_and_load(backbone: str, file: Path | None, image_size: int, part: str, *, quick_gelu: bool) -> Towers:
-    """Build both towers, and load the weights of a part of them: of the other part, nothing takes memory.
+def _build_and_load(
+    backbone: str, file: Path | None, image_size: int, parts: tuple[str, ...], *, quick_gelu: bool
+) -> Towers:
+    """Build both towers, and load the weights of those that will be used. The other one takes no memory.
 
     Args:
         backbone: See :func:`build_towers`.
         file: File of weights; ``None`` for random ones.
         image_size: See :func:`build_towers`.
-        part: Start of the names of the weights that will be used; ``"!visual."`` for those that do not start so.
+        parts: The towers that will be used: ``"image"``, ``"text"``, or both.
         quick_gelu: See :func:`build_towers`.
     """
     config = _architecture(backbone)
@@ -125,7 +127,7 @@ def _build_and_load(backbone: str, file: Path | None, image_size: int, part: str
         weights = read_clip_weights(file)
         with _WithoutInitialisation():
             towers = _build(config)
-        used = {name for name in weights if name.startswith(part.lstrip("!")) != part.startswith("!")}
+        used = {name for name in weights if ("image" if name.startswith("visual.") else "text") in parts}
         _load_into(towers, weights, used, grid, f"{backbone} from {file}")
     towers.visual.image_size = (image_size, image_size)
     towers.visual.grid_size = (grid, grid)
