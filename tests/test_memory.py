@@ -18,6 +18,7 @@ from anomalib.engine import Engine
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomalib_aprilgan import AprilGan, AuxiliaryDataModule
+from anomalib_aprilgan.integration.quiet_engine import QUIET
 
 resource = pytest.importorskip("resource", reason="needs the memory of processes, which Windows does not tell this way")
 
@@ -31,14 +32,6 @@ COUNT = 1000
 
 GROWTH = 12_000_000
 """Bytes by which the memory may grow afterwards. One kept image with map has 70 kB here, so that 1000 have 70 MB."""
-
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "devices": 1,
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
 
 
 class Memory(Callback):

@@ -34,18 +34,12 @@ from torchvision.transforms.v2 import Compose, Normalize, RandomErasing, Resize
 from anomalib_aprilgan import AprilGan, AprilGanModel, AuxiliaryDataModule
 from anomalib_aprilgan.files import embedded
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
+from anomalib_aprilgan.integration.quiet_engine import QUIET
 from anomalib_aprilgan.integration.references import draw
 from anomalib_aprilgan.method.options import MethodOptions
 
 MakeModel = Callable[..., AprilGan]
 MakeEngine = Callable[..., Engine]
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "devices": 1,
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
 
 
 @pytest.fixture

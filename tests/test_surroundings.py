@@ -36,16 +36,10 @@ from anomalib_aprilgan.comparison.results import read_runs
 from anomalib_aprilgan.demo.sample_data import write_sample_data
 from anomalib_aprilgan.files import published
 from anomalib_aprilgan.files.published import MIRROR_VARIABLE, PUBLISHED, fetch
+from anomalib_aprilgan.integration.quiet_engine import QUIET
 
 MakeModel = Callable[..., AprilGan]
 
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "devices": 1,
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
 
 # ---- State of the process -------------------------------------------------------------------------------------------
 

@@ -8,7 +8,17 @@ from typing import Any
 
 from anomalib.engine import Engine
 
-__all__ = ["quiet_engine"]
+__all__ = ["QUIET", "quiet_engine"]
+
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+"""Arguments of an Engine that computes on one CPU device and prints nothing."""
 
 
 def quiet_engine(folder: Path, **arguments: Any) -> Engine:  # noqa: ANN401
@@ -21,11 +31,4 @@ def quiet_engine(folder: Path, **arguments: Any) -> Engine:  # noqa: ANN401
     Returns:
         The engine.
     """
-    defaults: dict[str, Any] = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return Engine(default_root_dir=folder, **defaults | arguments)
+    return Engine(default_root_dir=folder, **QUIET | arguments)
