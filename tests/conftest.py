@@ -125,15 +125,20 @@ def sample_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def killed(work: Callable[[], object], seconds: float) -> bool:
     """Run a function in a process that is forked, and kill it after some time. Return whether that came before its end.
 
-    What the function needs has been imported, so that the time is that of its work.
+    The time counts from the start of the function, however long the fork takes. What the function needs has been
+    imported.
     """
+    fork = multiprocessing.get_context("fork")
+    started = fork.Event()
 
     def work_alone() -> None:
         torch.set_num_threads(1)  # the threads of this process are not forked
+        started.set()
         work()
 
-    process = multiprocessing.get_context("fork").Process(target=work_alone)
+    process = fork.Process(target=work_alone)
     process.start()
+    assert started.wait(60), "the process has not started"
     process.join(seconds)
     process.kill()
     process.join()

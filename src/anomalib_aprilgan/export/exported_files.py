@@ -71,11 +71,12 @@ def _put_in_place(files: list[Path], folder: Path) -> None:
     """
     loaded = [file for file in files if file.suffix in LOADED]
     others = [file for file in files if file not in loaded]
+    for file in files:  # the slow part comes first, so that the model is missing for a moment only
+        with file.open("rb+") as content:
+            os.fsync(content.fileno())
     for file in loaded if others else ():
         (folder / file.name).unlink(missing_ok=True)
     for file in (*others, *loaded):
-        with file.open("rb+") as content:
-            os.fsync(content.fileno())
         os.replace(file, folder / file.name)  # noqa: PTH105  # the one call that tests replace
     for file in loaded:
         weights = folder / f"{file.name}.data"
