@@ -71,12 +71,13 @@ def demonstrate(output: str | Path, seed: int = 0) -> DemoResults:
     results = DemoResults(seed, K_SHOT, EPOCHS, trained_on)
     with quietly(), unfinished_folder(output) as folder:
         console.print("2/4  Training adapters on {} kinds, {} images, {} epochs".format(*trained_on, EPOCHS))
-        model = train_adapters([auxiliary], EPOCHS, seed, folder, image_size=DRAWN_SIZE)
+        stored = {"features": folder / "features"}  # zero-shot and few-shot tests see the same images
+        model = train_adapters([auxiliary], EPOCHS, seed, folder, image_size=DRAWN_SIZE, **stored)
         adapters = model.model.save_adapters(output / "adapters.safetensors")
         arguments: dict[str, Any]
         for name, root, categories, arguments in (
-            ("drawn kinds", tested, HELD_OUT_KINDS, {"adapter": adapters, "image_size": DRAWN_SIZE}),
-            ("photographs", photographs, TESTED_PHOTOGRAPHS, {}),
+            ("drawn kinds", tested, HELD_OUT_KINDS, {"adapter": adapters, "image_size": DRAWN_SIZE, **stored}),
+            ("photographs", photographs, TESTED_PHOTOGRAPHS, stored),
         ):
             results.categories[name] = list(categories)
             for number, category in enumerate(categories, start=1):
