@@ -25,6 +25,7 @@ from anomalib_aprilgan import AprilGan, AprilGanModel, AuxiliaryDataModule
 from anomalib_aprilgan.cli import main
 from anomalib_aprilgan.files import feature_files
 from anomalib_aprilgan.files.feature_files import FeatureFiles
+from anomalib_aprilgan.files.whole_files import UNFINISHED
 from anomalib_aprilgan.integration.pre_processing import EightBitResize
 from anomalib_aprilgan.integration.quiet_engine import quiet_engine
 from anomalib_aprilgan.method.clip import Clip
@@ -145,6 +146,7 @@ WRITER = """
 import sys, torch
 from pathlib import Path
 from anomalib_aprilgan.files.feature_files import FeatureFiles
+from anomalib_aprilgan.files.whole_files import UNFINISHED
 files = FeatureFiles(Path(sys.argv[1]))
 for turn in range(30):
     for number in range(5):
@@ -317,6 +319,40 @@ def test_features_beyond_half_precision_are_not_stored(model, tmp_path):
         found = model.clip.encode_image(images, model.layers)
         assert torch.equal(found.embedding, exact.embedding)
     assert model.clip.store.found == 0
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.slow)])
+def test_a_kill_leaves_whole_features_which_the_next_run_finds(
+    kills: int, kill_repeatedly, model, tmp_path, capsys: pytest.CaptureFixture[str]
+):
+    images, folders = images_of(24), (tmp_path / str(number) for number in range(1000))
+
+    def encode(folder: Path) -> list[Tensor]:
+        store = model.clip.store = FeatureStore(FeatureFiles(folder))
+        parts = [model.clip.encode_image(part, model.layers).embedding for part in images.split(1)]
+        return [torch.cat(parts), torch.tensor([store.found, store.computed])]
+
+    expected, _ = encode(tmp_path / "first")  # takes longer than later ones
+    start = time.monotonic()
+    encode(tmp_path / "second")
+    seconds = time.monotonic() - start
+    folder, ends, found = next(folders), 0, []
+    for was_killed in kill_repeatedly(lambda: encode(folder), kills, longest=seconds):  # noqa: B023  # the present folder
+        files = FeatureFiles(folder)
+        paths = [path for group in files.groups() for path in (folder / group.name).iterdir()]
+        assert all(files.read(path.parent.name, path.stem) for path in paths), "part of a file"
+        again, (stored, computed) = encode(folder)
+        assert torch.equal(again, expected)
+        assert (int(stored), int(computed)) == (len(paths), len(images) - len(paths))
+        assert not list(folder.glob(f"{UNFINISHED}*")), "what a kill left is deleted"
+        found.append(len(paths))
+        ends += not was_killed
+        folder = next(folders)
+    if kills > 4:
+        with capsys.disabled():
+            print(f"\n{kills} kills while features were stored: {ends} ended, files left {sorted(set(found))}")
+        assert len(set(found)) > 5
 
 
 def test_images_that_do_not_recur_are_not_stored(model, tmp_path):

@@ -30,8 +30,9 @@ class FeatureStore:
     Features are found by what determines them: the image as the tower gets it, after pre-processing; the weights,
     activation and input size of the tower; and the precision and kind of device of the computation.
 
-    Features are rounded to half precision whether they were stored before or not, so that results do not depend on what
-    is stored.
+    Features are rounded to half precision whether they were stored before or not, so that a second run gives the same
+    results as the first. If a part of a batch is stored, the rest is encoded in a smaller batch, in which matrix products
+    may round differently: that can change the last bit of a feature.
 
     Args:
         files: Where the features are stored.
