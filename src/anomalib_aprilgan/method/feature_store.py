@@ -31,8 +31,8 @@ class FeatureStore:
     activation and input size of the tower; and the precision and kind of device of the computation.
 
     Features are rounded to half precision whether they were stored before or not, so that a second run gives the same
-    results as the first. If a part of a batch is stored, the rest is encoded in a smaller batch, in which matrix products
-    may round differently: that can change the last bit of a feature.
+    results as the first. If a part of a batch is stored, the rest is encoded in a smaller batch. Matrix products of
+    another size may round differently, which can change the last bit of a feature.
 
     Args:
         files: Where the features are stored.
