@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from anomalib.metrics import AUROC
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 
 from anomalib_aprilgan.comparison.authors_protocol import AuthorsProtocol
-from anomalib_aprilgan.integration.metrics import paper_evaluator
+from anomalib_aprilgan.integration.metrics import paper_evaluator, sort_values
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 
 
@@ -69,6 +70,42 @@ def test_raw_values_keep_their_order_between_batches(source: str, monkeypatch: p
     for level in ("image", "pixel"):
         for name, reference in REFERENCE.items():
             assert found[f"{prefix}{level}_{name}"] == pytest.approx(reference(*values(level)), abs=1e-6)
+
+
+def test_metrics_of_the_same_values_sort_them_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, metrics = list(paper_evaluator().test_metrics), list(paper_evaluator().test_metrics)
+    for metric in (*expected, *metrics):
+        for batch in batches():
+            batch.anomaly_map = batch.anomaly_map.round(decimals=1)  # many ties
+            if metric.name != "image_AUPR":  # it has no values
+                metric.update(batch)
+    sorts = []
+    with monkeypatch.context() as patch:
+        argsort = torch.Tensor.argsort
+        patch.setattr(torch.Tensor, "argsort", lambda self, **options: sorts.append(self) or argsort(self, **options))
+        sort_values(metrics)
+    assert [len(one) for one in sorts] == [32, 32 * 144], "one for scores, one for maps"
+    for metric, other in zip(metrics, expected, strict=True):
+        if other.update_called:
+            assert float(metric.compute()) == pytest.approx(float(other.compute()), abs=1e-7), metric.name
+    for batch in batches():
+        metrics[2].update(batch)
+        expected[2].update(batch)
+    assert metrics[2].name == "pixel_AUROC"
+    torch.testing.assert_close(metrics[2].compute(), expected[2].compute(), msg="more values may follow")
+
+
+def test_metrics_of_other_values_keep_their_own() -> None:
+    binned = AUROC(fields=["anomaly_map", "gt_mask"], thresholds=5, normalization=None)
+    metrics = [*paper_evaluator().test_metrics, binned]
+    first, *others = batches()
+    for metric in metrics:
+        metric.update(first)
+    expected = binned.compute()
+    metrics[2].update(others[1])
+    sort_values(metrics)
+    assert [len(torch.cat(metrics[number].preds)) for number in (2, 5)] == [16 * 144, 8 * 144]
+    assert binned.compute() == expected
 
 
 def test_thresholds_of_raw_values_are_the_best_ones() -> None:

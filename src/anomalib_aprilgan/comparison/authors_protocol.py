@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torchmetrics import Metric
 
-from anomalib_aprilgan.integration.metrics import ranking_metrics
+from anomalib_aprilgan.integration.metrics import ranking_metrics, sort_values
 from anomalib_aprilgan.integration.pre_processing import EightBitResize
 
 __all__ = ["AuthorsPRO", "AuthorsProtocol", "authors_masks"]
@@ -147,6 +147,7 @@ class AuthorsProtocol(Callback):
     @property
     def values(self) -> dict[str, float]:
         """Metrics by name; metrics without values are left out."""
+        sort_values(self._metrics)
         computed = {metric.name.replace("AuthorsPRO", "PRO"): metric.compute() for metric in self._metrics}
         return {name: float(value) for name, value in computed.items() if value is not None}
 

@@ -20,7 +20,7 @@ from anomalib_aprilgan.integration.checkpoint_files import WholeCheckpoints
 from anomalib_aprilgan.integration.checkpoints import check_checkpoint
 from anomalib_aprilgan.integration.command_line import end_command, with_short_errors
 from anomalib_aprilgan.integration.features import HasFeatures, close_store
-from anomalib_aprilgan.integration.metrics import accept_no_images
+from anomalib_aprilgan.integration.metrics import accept_no_images, sort_values
 from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
 from anomalib_aprilgan.integration.predictions import PredictionTable
@@ -121,7 +121,9 @@ class ModelCallback(Callback):
         self._call("on_validation_batch_end", trainer, pl_module, *args)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute thresholds and ranges."""
+        """Compute thresholds and ranges, and prepare the metrics, which the evaluator computes after this."""
+        if pl_module is self._model and isinstance(pl_module.evaluator, Evaluator):
+            sort_values(pl_module.evaluator.val_metrics)
         self._call("on_validation_epoch_end", trainer, pl_module)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -133,6 +135,12 @@ class ModelCallback(Callback):
         if self._table is not None and pl_module is self._model:
             self._table.begin(trainer)
         self._call("on_predict_epoch_start", trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare the metrics, which the evaluator computes after this."""
+        del trainer
+        if pl_module is self._model and isinstance(pl_module.evaluator, Evaluator):
+            sort_values(pl_module.evaluator.test_metrics)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # noqa: ANN401
         """Post-process a batch, and draw its pictures."""

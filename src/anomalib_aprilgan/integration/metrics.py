@@ -8,11 +8,17 @@ changes the order of values between batches. Raw few-shot scores and maps exceed
 for anomalib's AUROC and AUPR; anomalib's F1Max and thresholds do not use it.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 from anomalib.metrics import AUPR, AUPRO, AUROC, Evaluator, F1Max
+from torch import Tensor
 
-__all__ = ["accept_no_images", "paper_evaluator", "ranking_metrics"]
+__all__ = ["accept_no_images", "paper_evaluator", "ranking_metrics", "sort_values"]
+
+Values = tuple[Tensor, Tensor]
+"""Values and their targets, of equal length."""
 
 RAW: dict[str, Any] = {"normalization": None}
 """Argument of torchmetrics' binary curves that disables the sigmoid."""
@@ -31,6 +37,34 @@ def ranking_metrics(**kwargs: Any) -> list[Any]:  # noqa: ANN401
         AUROC, F1-max, and AP, which anomalib calls AUPR.
     """
     return [AUROC(**kwargs, **RAW), F1Max(**kwargs), AUPR(**kwargs, **RAW)]
+
+
+def sort_values(metrics: Iterable[object]) -> None:
+    """Sort the values that ranking metrics have collected, once for all metrics that have collected the same ones.
+
+    Each metric sorts its values itself, which takes a fifth of the time if they are in order already. The order in
+    which a metric has its values does not change its result.
+
+    Args:
+        metrics: Metrics, before they are computed. Others than AUROC, F1-max and AP are left alone.
+    """
+    known: list[tuple[Values, Values]] = []
+    for metric in metrics:
+        state: Any = metric.precision_recall_curve if isinstance(metric, F1Max) else metric
+        if not isinstance(metric, AUROC | F1Max | AUPR) or not getattr(state, "preds", None):
+            continue  # with an argument `thresholds`, a metric collects no values
+        given = torch.cat(state.preds), torch.cat(state.target)
+        same = next((after for before, after in known if all(map(_equal, before, given))), None)
+        if same is None:
+            order = given[0].argsort(descending=True)
+            same = given[0][order], given[1][order]
+            known.append((given, same))
+        state.preds, state.target = [same[0]], [same[1]]
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal, on one device: anomalib's evaluator moves only some metrics to the CPU."""
+    return one.device == other.device and torch.equal(one, other)
 
 
 def paper_evaluator(*, watches_training: bool = False) -> Evaluator:
