@@ -1,6 +1,7 @@
 """Two processes give what one process gives: weights, thresholds, ranges, metrics and reference images."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -10,14 +11,16 @@ from typing import Any, cast
 
 import pytest
 import torch
-from anomalib.data import ImageBatch
+from anomalib.data import ImageBatch, MVTecAD
 from anomalib.metrics import AUROC, Evaluator, F1Score
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from anomalib_aprilgan.demo.sample_data import write_sample_data
+from anomalib_aprilgan.integration import image_files
 from anomalib_aprilgan.integration.metrics import accept_no_images, paper_evaluator
 from anomalib_aprilgan.integration.processes import drop_repeated_images, refuse_idle_processes
+from anomalib_aprilgan.integration.run_images import check_files
 from anomalib_aprilgan.integration.runs import evaluated_loaders
 
 SCRIPT = """
@@ -102,6 +105,58 @@ def test_two_processes_give_the_same_as_one(
     weights, shared = (torch.load(tmp_path / f"adapters{name}.pt", weights_only=True) for name in "12")
     for name, value in weights.items():
         assert torch.allclose(value, shared[name], atol=1e-5), name
+
+
+# ---- Files that are checked -----------------------------------------------------------------------------------------
+
+
+def check_in_a_process(rank: int, folder: Path, loader: object) -> None:
+    """Check the files behind a dataloader as one of two processes; write down what was read and which error came."""
+    torch.set_num_threads(1)
+    read: list[str] = []
+    original = image_files._size_or_problem
+
+    def counted(path: Path, **options: Any) -> Any:
+        read.append(path.name)
+        return original(path, **options)
+
+    image_files._size_or_problem = counted
+    store = f"file://{folder / 'meeting'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    error = ""
+    try:
+        check_files(loader)
+    except ValueError as raised:
+        error = str(raised)
+    torch.distributed.destroy_process_group()
+    (folder / f"{rank}.json").write_text(json.dumps([read, error]), encoding="utf-8")
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("damaged", [False, True])
+def test_processes_share_the_check_of_files(damaged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    root = write_sample_data(tmp_path / "data", ("coins",), size=64, train=2, test=3)
+    data = MVTecAD(root, category="coins", num_workers=0)
+    data.setup()
+    names = [Path(path).name for path in data.test_data.samples.image_path]
+    damaged_file = Path(data.test_data.samples.image_path.iloc[0])
+    if damaged:
+        damaged_file.write_bytes(b"no image")
+    fork = multiprocessing.get_context("fork")
+    arguments = (tmp_path, data.test_dataloader())
+    workers = [fork.Process(target=check_in_a_process, args=(rank, *arguments)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    results = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+    images = [[name for name in read if "mask" not in name] for read, _ in results]
+    assert sorted(images[0] + images[1]) == sorted(names), "each image is read by one process"
+    assert abs(len(images[0]) - len(images[1])) <= 1
+    for _, error in results:
+        assert (str(damaged_file) in error) is damaged
 
 
 # ---- Images that are repeated ---------------------------------------------------------------------------------------

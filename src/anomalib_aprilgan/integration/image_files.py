@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from PIL import ExifTags, Image, TiffImagePlugin
 
-__all__ = ["Problem", "check_image_files", "describe_problems", "find_problems"]
+__all__ = ["Problem", "Size", "check_image_files", "describe_problems", "find_problems", "refuse_problems"]
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -64,10 +64,19 @@ def check_image_files(
         ValueError: If a file cannot be used; the message names up to ten such files.
     """
     sizes, problems = find_problems(files, masks)
+    refuse_problems(problems)
+    return sizes
+
+
+def refuse_problems(problems: Sequence[Problem]) -> None:
+    """Raise an error if there are problems.
+
+    Raises:
+        ValueError: If there are; the message names up to ten files.
+    """
     if problems:
         msg = f"Some image files cannot be used: {describe_problems(problems)}"
         raise ValueError(msg)
-    return sizes
 
 
 def find_problems(

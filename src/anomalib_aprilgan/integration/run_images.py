@@ -4,16 +4,17 @@
 """The image files behind the datasets of a run: their names, and checks before the first one is read."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard, cast
 
+import torch.distributed
 from anomalib import TaskType
 from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageBatch, PredictDataset
 from anomalib.data.utils import LabelName
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from anomalib_aprilgan.integration.image_files import check_image_files, describe_problems, find_problems
+from anomalib_aprilgan.integration.image_files import Problem, Size, describe_problems, find_problems, refuse_problems
 from anomalib_aprilgan.integration.runs import data_sources
 
 __all__ = ["check_files", "datasets_behind", "drop_bad_images", "image_files"]
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 def check_files(loaders: object) -> None:
     """Check the images and masks behind dataloaders of anomalib's datasets.
 
+    Of several processes, each reads a part of the files. All of them must call this function, and all raise the error.
+
     Args:
         loaders: A dataloader, or several.
 
@@ -32,10 +35,26 @@ def check_files(loaders: object) -> None:
     """
     all_loaders, datasets = _as_list(loaders), datasets_behind(loaders)
     masks = {image: mask for dataset in datasets for image, mask in _mask_files(dataset)}
-    sizes = check_image_files([file for dataset in datasets for file in _image_files(dataset)], masks)
+    sizes, problems = _find_problems_together([file for dataset in datasets for file in _image_files(dataset)], masks)
+    refuse_problems(problems)
     for loader in all_loaders:
         if _is_collated_by_anomalib(loader):
             _refuse_mixed_sizes(loader.dataset, sizes)
+
+
+def _find_problems_together(
+    files: Sequence[str], masks: Mapping[str, str | None]
+) -> tuple[dict[str, Size], list[Problem]]:
+    """Find images that cannot be used, as :func:`find_problems` does, with all processes of the run."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return find_problems(files, masks)
+    rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    own = sorted(set(files))[rank::processes]
+    found: list[Any] = [None] * processes
+    own_masks = {image: masks[image] for image in own if image in masks}
+    torch.distributed.all_gather_object(found, find_problems(own, own_masks))
+    sizes = {file: size for one, _ in found for file, size in one.items()}
+    return sizes, [problem for _, some in found for problem in some]
 
 
 def drop_bad_images(trainer: Trainer) -> None:
