@@ -3,8 +3,10 @@
 import json
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -110,8 +112,8 @@ def test_two_processes_give_the_same_as_one(
 # ---- Files that are checked -----------------------------------------------------------------------------------------
 
 
-def check_in_a_process(rank: int, folder: Path, loader: object) -> None:
-    """Check the files behind a dataloader as one of two processes; write down what was read and which error came."""
+def check_in_a_process(rank: int, folder: Path, loader: object, machine: str) -> None:
+    """Check the files of a dataloader, as one of two processes. Save the names of the files it read, and its error."""
     torch.set_num_threads(1)
     read: list[str] = []
     original = image_files._size_or_problem
@@ -121,6 +123,7 @@ def check_in_a_process(rank: int, folder: Path, loader: object) -> None:
         return original(path, **options)
 
     image_files._size_or_problem = counted
+    platform.node = lambda: machine
     store = f"file://{folder / 'meeting'}"
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     error = ""
@@ -132,31 +135,69 @@ def check_in_a_process(rank: int, folder: Path, loader: object) -> None:
     (folder / f"{rank}.json").write_text(json.dumps([read, error]), encoding="utf-8")
 
 
-@pytest.mark.posix
-@pytest.mark.parametrize("damaged", [False, True])
-def test_processes_share_the_check_of_files(damaged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+Check = Callable[..., list[tuple[list[str], str]]]
+
+
+@pytest.fixture
+def check_in_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
+    """Check the files of dataloaders in two processes; return the images that each has read, and its error."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    fork = multiprocessing.get_context("fork")
+
+    def check(loaders: list[object], machines: str = "aa") -> list[tuple[list[str], str]]:
+        arguments = [(rank, tmp_path, loaders[rank], machines[rank]) for rank in range(2)]
+        workers = [fork.Process(target=check_in_a_process, args=one) for one in arguments]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(60)
+        assert [worker.exitcode for worker in workers] == [0, 0]
+        results = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+        return [([name for name in read if "mask" not in name], error) for read, error in results]
+
+    return check
+
+
+@pytest.fixture
+def coins(tmp_path: Path) -> MVTecAD:
     root = write_sample_data(tmp_path / "data", ("coins",), size=64, train=2, test=3)
     data = MVTecAD(root, category="coins", num_workers=0)
     data.setup()
-    names = [Path(path).name for path in data.test_data.samples.image_path]
-    damaged_file = Path(data.test_data.samples.image_path.iloc[0])
-    if damaged:
-        damaged_file.write_bytes(b"no image")
-    fork = multiprocessing.get_context("fork")
-    arguments = (tmp_path, data.test_dataloader())
-    workers = [fork.Process(target=check_in_a_process, args=(rank, *arguments)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    results = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
-    images = [[name for name in read if "mask" not in name] for read, _ in results]
-    assert sorted(images[0] + images[1]) == sorted(names), "each image is read by one process"
-    assert abs(len(images[0]) - len(images[1])) <= 1
-    for _, error in results:
-        assert (str(damaged_file) in error) is damaged
+    return data
+
+
+def images_behind(data: MVTecAD) -> list[str]:
+    return sorted(Path(path).name for path in data.test_data.samples.image_path)
+
+
+@pytest.mark.posix
+def test_processes_share_the_check_of_files(check_in_two: Check, coins: MVTecAD) -> None:
+    (first, _), (second, _) = results = check_in_two([coins.test_dataloader()] * 2)
+    assert sorted(first + second) == images_behind(coins), "each image is read by one process"
+    assert abs(len(first) - len(second)) <= 1
+    assert [error for _, error in results] == ["", ""]
+
+
+@pytest.mark.posix
+def test_all_processes_name_a_damaged_file(check_in_two: Check, coins: MVTecAD) -> None:
+    damaged = Path(coins.test_data.samples.image_path.iloc[0])
+    damaged.write_bytes(b"no image")
+    assert all(str(damaged) in error for _, error in check_in_two([coins.test_dataloader()] * 2))
+
+
+@pytest.mark.posix
+def test_each_machine_checks_all_of_its_files(check_in_two: Check, coins: MVTecAD) -> None:
+    for read, error in check_in_two([coins.test_dataloader()] * 2, machines="ab"):
+        assert sorted(read) == images_behind(coins)
+        assert not error
+
+
+@pytest.mark.posix
+def test_processes_with_other_images_are_refused(check_in_two: Check, coins: MVTecAD) -> None:
+    for read, error in check_in_two([coins.test_dataloader(), coins.train_dataloader()]):
+        assert not read
+        assert "same images" in error
+        assert "seed" in error
 
 
 # ---- Images that are repeated ---------------------------------------------------------------------------------------

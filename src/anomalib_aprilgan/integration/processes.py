@@ -1,16 +1,19 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Runs of several processes: validation and test count each image once, as a run of one process does.
+"""Runs of several processes: they share work, and count each image of a validation or test once, as one process does.
 
 Lightning gives each process the same number of images. If the images cannot be divided evenly, the last ones are
 repetitions of the first ones. Thresholds and metrics would count these images twice.
 """
 
-from collections.abc import Sized
+import hashlib
+import platform
+from collections.abc import Sequence, Sized
 from dataclasses import fields
-from typing import cast
+from typing import TypeVar, cast
 
+import torch.distributed
 from anomalib.data import Batch
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -19,7 +22,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from anomalib_aprilgan.integration.runs import data_sources, evaluated_loaders
 
-__all__ = ["drop_repeated_images", "refuse_idle_processes"]
+__all__ = ["drop_repeated_images", "gather", "part_of_this_process", "refuse_idle_processes"]
+
+T = TypeVar("T")
 
 SPLITS = {
     TrainerFn.FITTING: "val_data",
@@ -28,6 +33,38 @@ SPLITS = {
     TrainerFn.PREDICTING: "test_data",
 }
 """Datasets of anomalib's datamodules that are divided among processes, by the kind of run."""
+
+
+def gather(value: T) -> list[T]:
+    """Gather a value from each process of the run, in the order of their ranks. All of them must call this function."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values = [value] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def part_of_this_process(files: Sequence[str]) -> Sequence[str]:
+    """Divide files among the processes of each machine, and return this one's. All processes must call this function.
+
+    The machines do not share the files, since each may have its own copy of the data.
+
+    Raises:
+        ValueError: If the processes of a machine have other files.
+    """
+    digest = hashlib.sha256("\n".join(files).encode(errors="surrogateescape")).digest()
+    processes = gather((platform.node(), digest))
+    if len(processes) == 1:
+        return files
+    rank = torch.distributed.get_rank()
+    peers = [other for other, (machine, _) in enumerate(processes) if machine == processes[rank][0]]
+    if len({processes[peer][1] for peer in peers}) > 1:
+        msg = (
+            "Expected all processes of the run to have the same images, but they differ. If the datamodule divides the "
+            "images by chance, pass it a seed, for instance `seed=0`."
+        )
+        raise ValueError(msg)
+    return files[peers.index(rank) :: len(peers)]
 
 
 def refuse_idle_processes(trainer: Trainer) -> None:

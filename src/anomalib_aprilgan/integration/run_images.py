@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard, cast
 
-import torch.distributed
 from anomalib import TaskType
 from anomalib.data import AnomalibDataModule, AnomalibDataset, ImageBatch, PredictDataset
 from anomalib.data.utils import LabelName
@@ -15,6 +14,7 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from anomalib_aprilgan.integration.image_files import Problem, Size, describe_problems, find_problems, refuse_problems
+from anomalib_aprilgan.integration.processes import gather, part_of_this_process
 from anomalib_aprilgan.integration.runs import data_sources
 
 __all__ = ["check_files", "datasets_behind", "drop_bad_images", "image_files"]
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def check_files(loaders: object) -> None:
     """Check the images and masks behind dataloaders of anomalib's datasets.
 
-    Of several processes, each reads a part of the files. All of them must call this function, and all raise the error.
+    The processes of a machine share the files. All of them must call this function, and all raise the error.
 
     Args:
         loaders: A dataloader, or several.
@@ -46,19 +46,16 @@ def _find_problems_together(
     files: Sequence[str], masks: Mapping[str, str | None]
 ) -> tuple[dict[str, Size], list[Problem]]:
     """Find images that cannot be used, as :func:`find_problems` does, with all processes of the run."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return find_problems(files, masks)
-    rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    own = sorted(set(files))[rank::processes]
-    found: list[Any] = [None] * processes
-    own_masks = {image: masks[image] for image in own if image in masks}
-    torch.distributed.all_gather_object(found, find_problems(own, own_masks))
+    own = part_of_this_process(list(dict.fromkeys(files)))
+    found = gather(find_problems(own, {image: masks[image] for image in own if image in masks}))
     sizes = {file: size for one, _ in found for file, size in one.items()}
-    return sizes, [problem for _, some in found for problem in some]
+    return sizes, list(dict.fromkeys(problem for _, some in found for problem in some))
 
 
 def drop_bad_images(trainer: Trainer) -> None:
     """Drop images that cannot be used from anomalib's datasets of a run, and name them in a warning.
+
+    The processes of a machine share the files. All of them must call this function.
 
     Args:
         trainer: The trainer, before it makes the dataloaders of the run.
@@ -68,7 +65,7 @@ def drop_bad_images(trainer: Trainer) -> None:
     """
     for dataset in _datasets(trainer):
         files = _image_files(dataset)
-        _, problems = find_problems(files, dict(_mask_files(dataset)))
+        _, problems = _find_problems_together(files, dict(_mask_files(dataset)))
         bad = {problem.image for problem in problems}
         usable = [number for number, file in enumerate(files) if file not in bad]
         if not problems:
