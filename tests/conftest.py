@@ -38,6 +38,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cuda", help="device of the tests in test_gpu.py: cuda, mps or cpu")
 
 
+def pytest_unconfigure() -> None:
+    """Delete the cache of the tests."""
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip tests that need what Windows lacks."""
     if item.get_closest_marker("posix") and not hasattr(os, "fork"):

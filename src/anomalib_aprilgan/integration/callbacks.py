@@ -92,6 +92,10 @@ class ModelCallback(Callback):
         smallest = 0 if are_ours and accept_no_images(cast("Evaluator | None", module.evaluator)) else 1
         drop_repeated_images(trainer, *args, smallest=smallest)
 
+    def _sort_values(self, module: LightningModule, metrics: str) -> None:
+        if module is self._model and isinstance(module.evaluator, Evaluator):
+            sort_values(getattr(module.evaluator, metrics))
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the checkpoints of the run in one step."""
         del stage
@@ -122,8 +126,7 @@ class ModelCallback(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute thresholds and ranges, and prepare the metrics, which the evaluator computes after this."""
-        if pl_module is self._model and isinstance(pl_module.evaluator, Evaluator):
-            sort_values(pl_module.evaluator.val_metrics)
+        self._sort_values(pl_module, "val_metrics")
         self._call("on_validation_epoch_end", trainer, pl_module)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -139,8 +142,7 @@ class ModelCallback(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare the metrics, which the evaluator computes after this."""
         del trainer
-        if pl_module is self._model and isinstance(pl_module.evaluator, Evaluator):
-            sort_values(pl_module.evaluator.test_metrics)
+        self._sort_values(pl_module, "test_metrics")
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:  # noqa: ANN401
         """Post-process a batch, and draw its pictures."""
