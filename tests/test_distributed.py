@@ -113,7 +113,10 @@ def test_two_processes_give_the_same_as_one(
 
 
 def check_in_a_process(rank: int, folder: Path, loader: object, machine: str) -> None:
-    """Check the files of a dataloader, as one of two processes. Save the names of the files it read, and its error."""
+    """Check the files of a dataloader, as one of two processes. Save the names of the files it read, and its error.
+
+    The process group is left to the end of the process: in torch 2.6, deleting one hangs now and then.
+    """
     torch.set_num_threads(1)
     read: list[str] = []
     original = image_files._size_or_problem
@@ -131,7 +134,6 @@ def check_in_a_process(rank: int, folder: Path, loader: object, machine: str) ->
         check_files(loader)
     except ValueError as raised:
         error = str(raised)
-    torch.distributed.destroy_process_group()
     (folder / f"{rank}.json").write_text(json.dumps([read, error]), encoding="utf-8")
 
 

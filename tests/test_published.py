@@ -379,7 +379,8 @@ def test_a_download_that_is_killed_continues(
     for was_killed in kill_repeatedly(lambda: fetch("visa"), kills, longest=0.12):
         assert not mirror.cached.exists() or mirror.cached.read_bytes() == mirror.content
         if not was_killed:
-            assert list(mirror.cached.parent.iterdir()) == [mirror.cached], "no part is left"
+            files = [path for path in mirror.cached.parent.rglob("*") if path.is_file() and path.stat().st_size]
+            assert files == [mirror.cached], "no part is left"  # the empty file of a lock may be, after a late kill
             mirror.cached.unlink()
             ends += 1
     assert fetch("visa").read_bytes() == mirror.content

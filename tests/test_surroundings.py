@@ -66,7 +66,7 @@ def state() -> dict[str, Any]:
         "hooks": (sys.excepthook, sys.stdout, sys.stderr, sys.gettrace(), faulthandler.is_enabled()),
         "locale": locale.setlocale(locale.LC_ALL),
         "recursion": sys.getrecursionlimit(),
-        "images": (Image.MAX_IMAGE_PIXELS, Image.WARN_POSSIBLE_FORMATS),
+        "images": (Image.MAX_IMAGE_PIXELS, getattr(Image, "WARN_POSSIBLE_FORMATS", None)),
         "plots": dict(mpl.rcParams),
         "umask": umask(),
     }

@@ -3,6 +3,7 @@
 
 """Export by anomalib, with class, references and calibration in the file, and without CLIP's text tower."""
 
+import gc
 import json
 import logging
 from importlib.util import find_spec
@@ -133,6 +134,7 @@ class Exportable(ExportMixin):
         with WithoutTelemetry(), replacing(export_root, ExportType.ONNX) as unfinished:
             with torch.no_grad(), quietly():  # with gradients, torch would lose the module names
                 path = ExportMixin.to_onnx(deployed, unfinished, model_file_name, input_size, **(options | kwargs))
+            gc.collect()  # torch's tracer may leave a second class AprilGan, and the command line refuses two
             annotate(path, deployed.metadata)
         return export_folder(export_root, ExportType.ONNX) / path.name
 
