@@ -407,8 +407,10 @@ def test_a_checkpoint_of_another_model_is_explained(
 ) -> None:
     runner = engine()
     runner.fit(make_lightning_model(), datamodule=data(sample_root))
-    with pytest.raises(ValueError, match=message):
-        engine().test(make_lightning_model(**arguments), datamodule=data(sample_root), ckpt_path=runner.best_model_path)
+    path = runner.best_model_path
+    with pytest.raises(ValueError, match=message) as error:
+        engine().test(make_lightning_model(**arguments), datamodule=data(sample_root), ckpt_path=path)
+    assert str(error.value).count(str(path)) == 1
 
 
 class RunsCode:

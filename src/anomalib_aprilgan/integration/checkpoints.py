@@ -4,7 +4,8 @@
 """Checkpoints: what is written to them, what is taken from them, and clear errors for those that cannot be used."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ __all__ = [
     "discard",
     "fitted_state",
     "is_calibrated_for",
+    "named",
     "non_finite_state",
     "refuse_misfits",
     "saved_architecture",
@@ -65,6 +67,22 @@ def check_checkpoint(path: str | Path) -> None:
     with anomalib_safe_globals():
         content, _ = read_weight_file(path, "a checkpoint")
     saved_state(content, f"The file {path}")
+
+
+@contextmanager
+def named(path: str | Path | None) -> Iterator[None]:
+    """Name a checkpoint in the errors about its content.
+
+    Args:
+        path: The file; ``None`` if it is not known.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if path is None:
+            raise
+        msg = f"Could not load {path}: {error}"
+        raise ValueError(msg) from error
 
 
 def saved_state(checkpoint: Any, name: str = "The checkpoint") -> Mapping[str, Any]:  # noqa: ANN401

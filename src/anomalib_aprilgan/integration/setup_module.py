@@ -216,11 +216,8 @@ class SetupModule(LightningModule):
             ValueError: If the checkpoint is damaged, would run code, or belongs to another model.
         """
         checkpoints.check_checkpoint(checkpoint_path)
-        try:
+        with checkpoints.named(checkpoint_path):
             model = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
-        except ValueError as error:
-            msg = f"Could not load {checkpoint_path}: {error}"
-            raise ValueError(msg) from error
         model.ensure_adapters()
         return model
 
@@ -237,9 +234,11 @@ class SetupModule(LightningModule):
         if trainer is not None and trainer.ckpt_path is None:
             checkpoints.discard(checkpoint, self)
             return
-        architecture, module = checkpoints.saved_architecture(checkpoints.saved_state(checkpoint)), cast("Any", self)
-        check_components(checkpoint, module, self._given_components)
-        self._make_model(architecture)
+        module = cast("Any", self)
+        with checkpoints.named(getattr(trainer, "ckpt_path", None)):
+            architecture = checkpoints.saved_architecture(checkpoints.saved_state(checkpoint))
+            check_components(checkpoint, module, self._given_components)
+            self._make_model(architecture)
         if "pre_processor" not in self._given_components:  # an earlier checkpoint may have replaced it
             self.pre_processor = AprilGanPreProcessor(self.model.image_size)
         if "post_processor" not in self._given_components:
@@ -260,7 +259,8 @@ class SetupModule(LightningModule):
             self._make_model(checkpoints.saved_architecture(extra_state))
         module = cast("AnomalibModule", self)
         fitted = checkpoints.fitted_state(state_dict, module)
-        checkpoints.refuse_misfits(fitted, module, strict=strict)
+        with checkpoints.named(getattr(runs.running_trainer(self), "ckpt_path", None)):
+            checkpoints.refuse_misfits(fitted, module, strict=strict)
         loaded = super().load_state_dict(fitted, strict, assign)
         if not checkpoints.is_calibrated_for(state_dict, module):
             preparation.reset_calibration(self)
