@@ -117,10 +117,12 @@ def measure_precision(options: Namespace) -> None:
 
     model = make_model(options)
     images = images_for(model, options.batches[-1])
-    work: dict[str, Callable[[], object]] = {"fp32": partial(model, images)}
     halves = {"bf16": torch.bfloat16} | ({"fp16": torch.float16} if options.device.type == "cuda" else {})
-    for name, dtype in halves.items():
-        work[name] = partial(predict_with_autocast, model, images, dtype)
+    others: dict[str, Callable[[], Any]] = {
+        'fp32, matrix products "medium"': partial(predict_with_products, model, images, "medium"),
+        **{name: partial(predict_with_autocast, model, images, dtype) for name, dtype in halves.items()},
+    }
+    work: dict[str, Callable[[], object]] = {"fp32": partial(model, images), **others}
     expected = model(images).anomaly_map
     compiled = torch.compile(model.clip.visual)
     try:
@@ -132,7 +134,7 @@ def measure_precision(options: Namespace) -> None:
     found = seconds_of(work, options.device, options.repetitions)
     rows = []
     for name, seconds in found.items():
-        off = (predict_with_autocast(model, images, halves[name]).anomaly_map - expected) if name in halves else None
+        off = others[name]().anomaly_map - expected if name in others else None
         largest = "" if off is None else float(off.abs().max())
         rows.append((name, seconds / len(images), seconds / found["fp32"], largest))
     heads = ("", "seconds per image", "ratio to fp32", "largest difference of maps")
@@ -145,6 +147,18 @@ def predict_with_autocast(model: Any, images: Any, dtype: Any) -> Any:
 
     with torch.autocast(images.device.type, dtype):
         return model(images)
+
+
+def predict_with_products(model: Any, images: Any, precision: str) -> Any:
+    """Predict with a setting of torch for matrix products of single precision."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        return model(images)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def without_gradients(work: Callable[[Any], object], images: Any) -> None:

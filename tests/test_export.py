@@ -278,7 +278,7 @@ def test_another_seed_or_datamodule_does_not_change_the_setup(exported: Exported
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> tuple[MVTecAD, AprilGan, Path]:
     """Make images of a held-out kind, a model that is calibrated on them, and its ONNX file."""
     root = tmp_path_factory.mktemp("held_out")
-    datamodule = data(write_sample_data(root, ("padlock",), size=128, train=6, test=4), "padlock")
+    datamodule = data(write_sample_data(root, ("padlock",), size=128, train=6, test=8), "padlock")
     seed_everything(5)
     model = AprilGan(backbone="ViT-builtin", image_size=SIDE, k_shot=2)
     quiet_engine(root).validate(model, datamodule=datamodule)
