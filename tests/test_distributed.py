@@ -26,7 +26,7 @@ from anomalib_aprilgan.integration.run_images import check_files
 from anomalib_aprilgan.integration.runs import evaluated_loaders
 
 SCRIPT = """
-import json, sys, warnings
+import json, os, sys, warnings
 warnings.filterwarnings("ignore")
 import open_clip, torch
 from anomalib.data import MVTecAD
@@ -45,7 +45,8 @@ def make_model(**arguments):
 def make_engine(**arguments):
     return Engine(
         accelerator="cpu", devices=int(processes), strategy="ddp" if processes == "2" else "auto", logger=False,
-        default_root_dir=output, enable_progress_bar=False, enable_model_summary=False, **arguments,
+        default_root_dir=f"{output}/{os.environ.get('LOCAL_RANK', 0)}",  # anomalib numbers folders in each process
+        enable_progress_bar=False, enable_model_summary=False, **arguments,
     )
 
 
