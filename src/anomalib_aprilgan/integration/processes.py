@@ -61,7 +61,7 @@ def part_of_this_process(files: Sequence[str]) -> Sequence[str]:
     if len({processes[peer][1] for peer in peers}) > 1:
         msg = (
             "Expected all processes of the run to have the same images, but they differ. If the datamodule divides the "
-            "images by chance, pass it a seed, for instance `seed=0`."
+            "images by chance, pass it a seed, for instance `seed=0` (on the command line: `--data.seed 0`)."
         )
         raise ValueError(msg)
     return files[peers.index(rank) :: len(peers)]
