@@ -63,6 +63,7 @@ def drop_bad_images(trainer: Trainer) -> None:
     Raises:
         ValueError: If no image of a dataset can be used.
     """
+    warnings: list[str] = []
     for dataset in _datasets(trainer):
         files = _image_files(dataset)
         _, problems = _find_problems_together(files, dict(_mask_files(dataset)))
@@ -73,11 +74,14 @@ def drop_bad_images(trainer: Trainer) -> None:
         if not usable:
             msg = f"None of the {len(files)} images can be used: {describe_problems(problems)}"
             raise ValueError(msg)
-        logger.warning("%d of %d images are skipped: %s", len(bad), len(files), describe_problems(problems))
+        warnings.append(f"{len(bad)} of {len(files)} images are skipped: {describe_problems(problems)}")
         if isinstance(dataset, AnomalibDataset):
             dataset.subsample(usable, inplace=True)
         elif isinstance(dataset, PredictDataset):
             dataset.image_filenames = [dataset.image_filenames[number] for number in usable]
+    if trainer.is_global_zero:
+        for warning in dict.fromkeys(warnings):  # validation and test split may be the same
+            logger.warning(warning)
 
 
 def _datasets(trainer: Trainer) -> list[object]:
