@@ -196,8 +196,9 @@ def test_each_machine_checks_all_of_its_files(check_in_two: Check, coins: MVTecA
 
 
 @pytest.mark.posix
-def test_processes_with_other_images_are_refused(check_in_two: Check, coins: MVTecAD) -> None:
-    for read, error in check_in_two([coins.test_dataloader(), coins.train_dataloader()]):
+@pytest.mark.parametrize("machines", ["aa", "ab"])
+def test_processes_with_other_images_are_refused(machines: str, check_in_two: Check, coins: MVTecAD) -> None:
+    for read, error in check_in_two([coins.test_dataloader(), coins.train_dataloader()], machines):
         assert not read
         assert "same images" in error
         assert "seed" in error

@@ -11,6 +11,7 @@ import hashlib
 import platform
 from collections.abc import Sequence, Sized
 from dataclasses import fields
+from pathlib import Path
 from typing import TypeVar, cast
 
 import torch.distributed
@@ -45,25 +46,24 @@ def gather(value: T) -> list[T]:
 
 
 def part_of_this_process(files: Sequence[str]) -> Sequence[str]:
-    """Divide files among the processes of each machine, and return this one's. All processes must call this function.
+    """Divide image files among the processes of each machine, and return this one's. All processes must call this.
 
-    The machines do not share the files, since each may have its own copy of the data.
+    The machines do not share the files, since each may have its own copy of the data, also in another folder.
 
     Raises:
-        ValueError: If the processes of a machine have other files.
+        ValueError: In all processes, if they have different images.
     """
-    digest = hashlib.sha256("\n".join(files).encode(errors="surrogateescape")).digest()
-    processes = gather((platform.node(), digest))
-    if len(processes) == 1:
-        return files
-    rank = torch.distributed.get_rank()
-    peers = [other for other, (machine, _) in enumerate(processes) if machine == processes[rank][0]]
-    if len({processes[peer][1] for peer in peers}) > 1:
+    names = "\n".join("/".join(Path(file).parts[-2:]) for file in files)
+    processes = gather((platform.node(), hashlib.sha256(names.encode(errors="surrogateescape")).digest()))
+    if len({digest for _, digest in processes}) > 1:
         msg = (
             "Expected all processes of the run to have the same images, but they differ. If the datamodule divides the "
             "images by chance, pass it a seed, for instance `seed=0` (on the command line: `--data.seed 0`)."
         )
         raise ValueError(msg)
+    machines = [machine for machine, _ in processes]
+    rank = torch.distributed.get_rank() if len(machines) > 1 else 0
+    peers = [other for other, machine in enumerate(machines) if machine == machines[rank]]
     return files[peers.index(rank) :: len(peers)]
 
 
