@@ -1,4 +1,4 @@
-"""Measure the cost of a model as ratios, in tables in Markdown: inference, precision, training, comparison and start.
+"""Measure the cost of a model as ratios, in tables in Markdown: inference, banks, precision, training and others.
 
 All weights are random, so nothing is downloaded; costs do not depend on them. Each figure is the median of alternating
 repetitions. On a CPU, seconds are those of one thread, without what other programs take; on a GPU, wall seconds.
@@ -23,8 +23,10 @@ from unittest import mock
 
 warnings.simplefilter("ignore")
 
-SECTIONS = ("inference", "precision", "training", "comparison", "start", "others")
+SECTIONS = ("inference", "banks", "precision", "training", "comparison", "start", "others")
 SHOTS = (1, 4, 16)
+BANK_SHOTS = (1, 4, 16, 64, 256)
+LARGEST_BANK = 10_000
 CLASS_NAMES = ("coins", "brick")
 
 
@@ -109,6 +111,31 @@ def measure_inference(options: Namespace) -> None:
 def run_tower(model: Any, images: Any) -> None:
     """Pass images through open_clip's own image tower."""
     without_gradients(model.clip.visual, images)
+
+
+def measure_banks(options: Namespace) -> None:
+    """Measure memory banks with random tokens, and their reduction, which is extrapolated from a few steps."""
+    import torch
+
+    from anomalib_aprilgan.coreset import select_coreset
+    from anomalib_aprilgan.method.memory_bank import nearest_distances
+
+    model, rows, steps = make_model(options), [], (10, 50)
+    number_of_banks = len(model.reference_layers)
+    image = torch.randn(1, model.tokens_per_reference, model.clip.width, device=options.device)
+    for k_shot in BANK_SHOTS:
+        bank = random_units(k_shot * model.tokens_per_reference, model.clip.width).to(options.device)
+        work: dict[str, Callable[[], object]] = {"matching": partial(nearest_distances, image, bank)}
+        if len(bank) > LARGEST_BANK:
+            work |= {str(number): partial(select_coreset, bank, number) for number in steps}
+        found = seconds_of(work, options.device, 1)
+        few, more = (found.get(str(number), 0.0) for number in steps)
+        reduction = number_of_banks * (more - few) / (steps[1] - steps[0]) * LARGEST_BANK / 60
+        megabytes = number_of_banks * bank.numel() * bank.element_size() // 10**6
+        rows.append((k_shot, len(bank), number_of_banks * found["matching"], megabytes, reduction if more else ""))
+    heads = ("references", "tokens", "matching, seconds per image", "MB", f"reduction to {LARGEST_BANK:,}, minutes")
+    title = f"{number_of_banks} memory banks, {options.backbone}, {model.image_size} px"
+    print_table(title, heads, rows)
 
 
 def measure_precision(options: Namespace) -> None:

@@ -27,7 +27,7 @@ pages
 lightning_model
 datamodule | export
 integration
-torch_model
+torch_model coreset
 method
 files
 """

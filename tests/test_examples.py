@@ -73,6 +73,13 @@ def test_benchmark_quality(run: Callable[..., None], sample_root: Path, capsys: 
     assert all("±" in row for row in rows[4:7])
     assert not any("±" in row for row in (*rows[:4], rows[7]))
 
+    few_shot = sample_root, "coins", "--shots", "2", "--seeds", "1", "--image_size", "64"
+    found = []
+    for largest_bank in ("128", "10"):  # two images have 128 tokens
+        run("benchmark_quality.py", *few_shot, "--largest_bank", largest_bank)
+        found.append(capsys.readouterr().out.splitlines()[-1])
+    assert found[0] != found[1]
+
 
 def test_benchmark_quality_names_a_folder_without_categories(run: Callable[..., None], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="bottle/test/good"):
@@ -177,22 +184,27 @@ def test_benchmark_export(tmp_path: Path, capsys: Any) -> None:
 @pytest.mark.parametrize(
     "sections",
     [
-        ["inference"],
-        pytest.param(["inference", "precision", "training", "comparison", "start", "others"], marks=pytest.mark.slow),
+        ["inference", "banks"],
+        pytest.param(
+            ["inference", "banks", "precision", "training", "comparison", "start", "others"], marks=pytest.mark.slow
+        ),
     ],
     ids=lambda sections: f"{len(sections)} sections",
 )
 def test_benchmark_speed(sections: list[str], tmp_path: Path) -> None:
     """A small model, in a process of its own, since the script sets the number of threads."""
-    small = ["--backbone", "ViT-builtin", "--image_size", "48", "--repetitions", "1", "--batches", "1"]
-    rest = ["--images", "1", "--picture", tmp_path / "picture.png"] if len(sections) > 1 else []
+    small = ["--backbone", "ViT-builtin", "--image_size", "64", "--repetitions", "1", "--batches", "1"]
+    rest = ["--images", "1", "--picture", tmp_path / "picture.png"] if len(sections) > 2 else []
     command = [sys.executable, EXAMPLES / "benchmark_speed.py", *sections, *small, *rest]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     ratios = dict(re.findall(r"\| (tower|\d+-shot) \| 1 \| [\d.e-]+ \| ([\d.]+) \|", output))
     assert list(ratios) == ["tower", "0-shot", "1-shot", "4-shot", "16-shot"]
     assert ratios["tower"] == "1"
-    assert output.count("**") == 2 * (8 if len(sections) > 1 else 1)
-    assert (tmp_path / "picture.png").exists() == (len(sections) > 1)
+    banks = re.findall(r"\| (\d+) \| (\d+) \| [\d.e-]+ \| \d+ \| ([\d.e-]*) \|", output)
+    assert [row[:2] for row in banks] == [(str(k), str(64 * k)) for k in (1, 4, 16, 64, 256)]
+    assert [bool(reduction) for *_, reduction in banks] == [False] * 4 + [True]
+    assert output.count("**") == 2 * (9 if len(sections) > 2 else 2)
+    assert (tmp_path / "picture.png").exists() == (len(sections) > 2)
 
 
 SCRIPTS = sorted(path for path in EXAMPLES.iterdir() if path.suffix in {".py", ".sh"})

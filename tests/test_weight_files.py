@@ -206,7 +206,7 @@ def small_product(tmp_path: Path, **changes: Tensor) -> Path:
         "post_processor._image_threshold": torch.tensor(0.5),
         "post_processor.margin": torch.tensor(0.0),
     }
-    facts = {"setup": Setup().to_dict(), "k_shot": 2, "origin": {}, "reference_layers": [1]}
+    facts = {"setup": Setup().to_dict(), "k_shot": 2, "has_reduced_banks": False, "origin": {}, "reference_layers": [1]}
     return Product(tensors | changes, facts, {}, {}).save(tmp_path / "product.safetensors")
 
 

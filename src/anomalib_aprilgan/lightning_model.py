@@ -78,7 +78,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         few_shot_source: Where to draw from: a folder, one image, or a text file that lists image paths. Default: the
             normal images of the datamodule's training split.
         learning_rate: Learning rate of Adam, for the adapters.
-        method: Switches for ablation studies. Default: those of the checkpoint, else the paper's method.
+        method: Options that change the method. Default: those of the checkpoint, else the paper's method.
         window: Height and width in pixels of the windows that images are cut into, for defects that are small in large
             photographs; a multiple of the patch size and smaller than ``image_size``. 0: whole images. Default: as the
             checkpoint, else 0.

@@ -4,12 +4,14 @@
 """APRIL-GAN in plain torch: :meth:`AprilGanModel.forward` follows the figure of the paper (arXiv 2305.17382)."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor
 
+from anomalib_aprilgan.coreset import select_coreset
 from anomalib_aprilgan.method.adapted_clip import AdaptedClip
 from anomalib_aprilgan.method.architecture import AUTO, DEFAULT_BACKBONE, Architecture
 from anomalib_aprilgan.method.memory_bank import nearest_distances
@@ -48,7 +50,7 @@ class AprilGanModel(AdaptedClip):
             numbers were obtained with GELU, although OpenAI trained CLIP with QuickGELU.
         adapter: ``"visa"`` or ``"mvtec"`` (published, trained on that data set), ``"builtin"`` (for ViT-builtin), path
             of an adapter file, or ``None`` for fresh adapters.
-        method: Options for ablation studies.
+        method: Options that change the method, for ablation studies and large memory banks.
         window: Height and width in pixels of the windows that images are cut into, a multiple of the patch size and
             smaller than ``image_size``, whose default is then twice the window. ``None`` or 0: whole images.
 
@@ -85,6 +87,9 @@ class AprilGanModel(AdaptedClip):
         map_stages = method.chosen_stages(architecture.layers)
         super().__init__(architecture, method)
         self.map_stages = map_stages
+        if method.largest_bank is not None:
+            for bank in self.state.banks:
+                bank.reduce = partial(select_coreset, size=method.largest_bank)
         self.reset_calibration()
         if adapter is not None:
             self.load_adapters(adapter)

@@ -46,8 +46,8 @@ class Product:
         tensors: Part of the model's state dict: text features, memory banks, thresholds and ranges.
         facts: Plain data of the state dict: setup record, stages, and description of the model.
         options: Options of the post-processor, for example its sensitivities.
-        calibrated_with: Parts of the model that the calibration depends on: adapters, stages, prompts, image size,
-            window, post-processor.
+        calibrated_with: Parts of the model that the calibration depends on: adapters, stages, prompts, largest
+            bank, image size, window, post-processor.
     """
 
     tensors: Mapping[str, Tensor]
@@ -117,7 +117,7 @@ class Product:
         try:
             content = json.loads(metadata[METADATA_KEY])
             facts, options, calibrated_with = (dict(content[name]) for name in ("facts", "options", "calibrated_with"))
-            missing = {"setup", "k_shot", "origin", "reference_layers"} - set(facts)
+            missing = {"setup", "k_shot", "has_reduced_banks", "origin", "reference_layers"} - set(facts)
         except (KeyError, TypeError, ValueError, RecursionError):
             missing = {METADATA_KEY}
         if missing:
@@ -181,6 +181,7 @@ def apply_product(model: CalibratedModel, product: Product) -> None:
             elif model.post_processor is not None:
                 _replace_buffer(model.post_processor, name.removeprefix(POST_PROCESSOR), value)
         model.model.state.record = record
+        model.model.state.number_of_references = product.facts["k_shot"]
         if isinstance(model.post_processor, PostProcessor):
             model.post_processor.load_checkpoint_config(dict(product.options))
 
@@ -192,7 +193,7 @@ def _faults(product: Product, model: CalibratedModel) -> list[str]:
     faults += [f"{name} is missing" for name in own if name not in product.tensors]
     faults += [f"{name} is unknown" for name in product.tensors if name not in own]
     banks = {len(bank) for name, bank in product.tensors.items() if ".memory_banks." in name and name not in faults}
-    if not faults and banks != {product.facts["k_shot"] * model.model.tokens_per_reference}:
+    if not faults and not model.model.has_banks_of(banks, product.facts):
         faults.append(f"memory banks of {product.facts['k_shot']} images have {banks} tokens")
     class_name = Setup.from_dict(product.facts["setup"]).class_name
     if class_name is None or not class_name.strip():
@@ -244,6 +245,7 @@ def _calibrated_with(model: CalibratedModel) -> dict[str, Any]:
         "adapters": digest.hexdigest()[:16],
         "map_stages": list(model.model.map_stages),
         "prompts": model.model.method.prompts,
+        "largest_bank": model.model.method.largest_bank,
         "image_size": model.model.image_size,
         "window": model.model.architecture.window,
         "post_processor": type(model.post_processor).__name__,

@@ -24,7 +24,7 @@ class Blueprint:
     Args:
         backbone: Name of an open_clip architecture; ``None`` if not given.
         pretrained: Weights; ``"auto"`` if not given, ``None`` for random ones.
-        method: Switches for ablation studies, also as a mapping; ``None`` if not given.
+        method: Options that change the method, also as a mapping; ``None`` if not given.
         **others: Further arguments of ``AprilGanModel``; ``None`` if not given.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from anomalib_aprilgan.method.scoring import RawPrediction, image_score
@@ -88,7 +89,9 @@ def score_normal_images(
 
     The range is from 0 to the largest maximum of these images.
 
-    A reference image is scored against the other references (leave one out), since it has no distance to itself.
+    A reference image is scored against the other references (leave one out), since it has no distance to itself. In
+    reduced memory banks a token stands for tokens of several images, so that no image can be left out. There,
+    references are encoded again and scored against all tokens of the others, as before the reduction.
 
     Args:
         model: A few-shot model.
@@ -100,11 +103,13 @@ def score_normal_images(
         The scores.
     """
     tensors, raw = model.state.tensors(), []
-    banks = [bank.reshape(model.k_shot, -1, bank.shape[-1]) for bank in tensors.reference_tokens]
+    banks = _tokens_by_reference(model, tensors.reference_tokens, references, read) if references else []
     files = [*((None, file) for file in held_out), *enumerate(references)]
     for left_out, file in tqdm(files, "Scoring normal images", delay=DELAY, leave=False, disable=None):
-        others = [number for number in range(model.k_shot) if number != left_out]
-        seen = tuple(bank[others].flatten(0, 1) for bank in banks)
+        seen = tensors.reference_tokens
+        if left_out is not None:
+            others = [number for number in range(model.k_shot) if number != left_out]
+            seen = tuple(bank[others].flatten(0, 1) for bank in banks)
         image = read([file]).to(seen[0].device)
         with torch.no_grad():
             raw.append(model.predict_raw(image, tensors._replace(reference_tokens=seen)))
@@ -112,3 +117,15 @@ def score_normal_images(
     map_maxima = torch.cat([one.map_max for one in raw])
     model.calibrate(0.0, map_maxima.max())
     return NormalScores(image_score(probability, map_maxima, model.map_range), map_maxima)
+
+
+def _tokens_by_reference(
+    model: AprilGanModel,
+    reference_tokens: Sequence[Tensor],
+    references: Sequence[str],
+    read: Callable[[Sequence[str]], Tensor],
+) -> list[Tensor]:
+    """Return all tokens of the reference images, per reference stage, shape ``(K, P, width)``."""
+    if model.has_reduced_banks:
+        return [normalize(stage, dim=-1) for stage in model.encode_references(read(references))]
+    return [bank.reshape(model.k_shot, -1, bank.shape[-1]) for bank in reference_tokens]

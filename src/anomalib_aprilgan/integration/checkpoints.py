@@ -97,7 +97,7 @@ def saved_state(checkpoint: Any, name: str = "The checkpoint") -> Mapping[str, A
     """
     state = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
     extra = state.get(STATE_KEY) if isinstance(state, Mapping) else None
-    required = {"setup", "origin", "reference_layers", "method", "k_shot"}
+    required = {"setup", "origin", "reference_layers", "method", "k_shot", "has_reduced_banks"}
     is_complete = isinstance(extra, Mapping) and required <= set(extra)
     if not is_complete or "pytorch-lightning_version" not in checkpoint:
         msg = f"{name} is no checkpoint of AprilGan. Pass adapters alone, also those of the authors, as `adapter`."

@@ -3,7 +3,7 @@
 
 """A frozen CLIP with adapters: how they are loaded, saved, trained and compared with others."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class AdaptedClip(FewShotClip):
 
     Args:
         architecture: The CLIP and the stages that are used.
-        method: Switches for ablation studies.
+        method: Options that change the method.
 
     Attributes:
         adapters: The adapters, or CLIP's own projection in their place.
@@ -124,13 +124,15 @@ class AdaptedClip(FewShotClip):
         return {
             "setup": self.state.record.to_dict(),
             "k_shot": self.k_shot,
+            "has_reduced_banks": self.has_reduced_banks,
             "reference_layers": list(self.reference_layers),
             "method": self.method.to_dict(),
             "origin": self.origin.to_dict(),
         }
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the setup record."""
+        """Restore the setup record and the number of reference images."""
+        self.state.number_of_references = state["k_shot"]
         saved = Setup.from_dict(state["setup"])
         if saved != self.state.record:
             self.state.record = saved.restored()
@@ -147,23 +149,39 @@ class AdaptedClip(FewShotClip):
             ValueError: If it belongs to another model, or is damaged.
         """
         extra_state = state_dict.get(f"{prefix}_extra_state")
+        own = {prefix + name: value for name, value in self.state_dict().items() if isinstance(value, Tensor)}
+        banks = {len(value) for name, value in state_dict.items() if name in own and BANKS in name}
         if extra_state is not None:
             refuse_foreign_state(extra_state, self.origin, self.reference_layers, "The checkpoint's weights do")
-            try:
+        try:
+            if extra_state is not None:
                 Setup.from_dict(extra_state["setup"])
-            except (AttributeError, TypeError, ValueError) as error:
-                msg = f"The state is damaged: {error}. Use an undamaged file."
-                raise ValueError(msg) from error
-        own = {prefix + name: value for name, value in self.state_dict().items() if isinstance(value, Tensor)}
+            fit = self.has_banks_of(banks, extra_state)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            msg = f"The state is damaged: {type(error).__name__}: {error}. Use an undamaged file."
+            raise ValueError(msg) from error
         wrong = misfits(state_dict, own)
         wrong += [name for name in own if strict and name not in state_dict]
-        banks = {len(value) for name, value in state_dict.items() if name in own and BANKS in name}
-        if wrong or len(banks) > 1 or any(length % self.tokens_per_reference for length in banks):
+        if wrong or not fit:
             msg = (
                 f"The state does not fit the model: values are missing or have other shapes or types "
                 f"({', '.join(wrong[:4]) or 'memory banks'}). Use an undamaged file."
             )
             raise ValueError(msg)
+
+    def has_banks_of(self, sizes: Collection[int], facts: Mapping[str, Any] | None) -> bool:
+        """Whether memory banks have all tokens of their reference images, or fewer if they are reduced.
+
+        Args:
+            sizes: The different numbers of tokens of the memory banks.
+            facts: Return value of :meth:`get_extra_state`, which says so; ``None`` if unknown.
+        """
+        if facts is None:
+            return len(sizes) <= 1 and not any(size % self.tokens_per_reference for size in sizes)
+        complete = facts["k_shot"] * self.tokens_per_reference
+        if facts["has_reduced_banks"]:
+            return len(sizes) <= 1 and all(0 < size < complete for size in sizes)
+        return set(sizes) <= {complete}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401
         """Load a state, after :meth:`check_state`."""
@@ -173,6 +191,9 @@ class AdaptedClip(FewShotClip):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:  # noqa: ANN401
         """Check a state also if it is loaded as a part of another module's, which looks for missing values itself."""
         self.check_state(state_dict, prefix, strict=False)
+        bank = state_dict.get(f"{prefix}state{BANKS}0.tokens")
+        if bank is not None:  # the plain data say how many, where there are any
+            self.state.number_of_references = len(bank) // self.tokens_per_reference
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

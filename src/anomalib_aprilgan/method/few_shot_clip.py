@@ -90,16 +90,26 @@ class FewShotClip(nn.Module):
     @property
     def is_few_shot(self) -> bool:
         """Whether the memory banks contain reference images."""
-        return len(self.state.banks[0]) > 0
+        return self.bank_size > 0
 
     @property
     def k_shot(self) -> int:
         """Number of reference images in the memory banks."""
-        return len(self.state.banks[0]) // self.tokens_per_reference
+        return self.state.number_of_references
+
+    @property
+    def bank_size(self) -> int:
+        """Number of tokens in each memory bank: those of all reference images, or fewer in reduced banks."""
+        return len(self.state.banks[0])
+
+    @property
+    def has_reduced_banks(self) -> bool:
+        """Whether the memory banks contain only a part of the tokens of the reference images."""
+        return self.bank_size < self.k_shot * self.tokens_per_reference
 
     @property
     def tokens_per_reference(self) -> int:
-        """Number of tokens of a reference image in each memory bank: the patches of all its views."""
+        """Number of tokens of a reference image for each memory bank: the patches of all its views."""
         return len(self.windows) * self.clip.num_patches
 
     @property

@@ -3,7 +3,7 @@
 
 """Memory bank of one stage: the patch tokens of the normal reference images (arXiv 2305.17382, section 3.3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -34,12 +34,14 @@ class MemoryBank(nn.Module):
 
     Attributes:
         tokens: L2-normalised reference tokens, shape ``(M, width)``; ``M`` is 0 while the bank is empty.
+        reduce: Function that maps the tokens of a full bank to those that are kept. ``None`` keeps all.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("tokens", torch.empty(0, width))
         self.tokens: Tensor
+        self.reduce: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -49,12 +51,12 @@ class MemoryBank(nn.Module):
         self.tokens = self.tokens[:0]
 
     def add(self, tokens: Tensor) -> None:
-        """Normalise the tokens of reference images and append them.
+        """Normalise the tokens of reference images, append them, and reduce the bank.
 
         Args:
             tokens: Raw patch tokens of ``K`` reference images, shape ``(K, P, width)``.
         """
-        self.tokens = torch.cat([self.tokens, normalize(tokens.flatten(0, 1).to(self.tokens), dim=-1)])
+        self.tokens = self._reduced(torch.cat([self.tokens, normalize(tokens.flatten(0, 1).to(self.tokens), dim=-1)]))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Compute cosine distances to the nearest reference token, see :func:`nearest_distances`."""
@@ -64,8 +66,13 @@ class MemoryBank(nn.Module):
         # As anomalib's DynamicBufferMixin, which cannot be used: this folder does not import anomalib.
         stored = state_dict.get(prefix + "tokens")
         if isinstance(stored, Tensor) and stored.shape[1:] == self.tokens.shape[1:]:
+            stored = self._reduced(stored)
             self.tokens = self.tokens.new_empty(stored.shape)
+            state_dict = {**state_dict, prefix + "tokens": stored}
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _reduced(self, tokens: Tensor) -> Tensor:
+        return tokens if self.reduce is None else self.reduce(tokens)
 
 
 def nearest_distances(tokens: Tensor, reference_tokens: Tensor) -> Tensor:

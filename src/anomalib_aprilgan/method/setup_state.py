@@ -51,6 +51,7 @@ class SetupState(nn.Module):
 
     Attributes:
         record: Immutable record of the setup.
+        number_of_references: Number of reference images whose tokens were put into the memory banks.
         text_features: L2-normalised normal and abnormal text feature, shape ``(2, D)``.
         map_range: Minimum and maximum for the min-max scaling of the few-shot map's maximum, shape ``(2,)``.
         memory_banks: One memory bank per reference stage.
@@ -59,6 +60,7 @@ class SetupState(nn.Module):
     def __init__(self, embed_dim: int, width: int, number_of_banks: int) -> None:
         super().__init__()
         self.record = Setup()
+        self.number_of_references = 0
         self.memory_banks = nn.ModuleList(MemoryBank(width) for _ in range(number_of_banks))
         self.register_buffer("text_features", torch.zeros(2, embed_dim))
         self.register_buffer("map_range", torch.tensor([0.0, 1.0]))
@@ -93,6 +95,7 @@ class SetupState(nn.Module):
             if text_features is not None:
                 self.text_features = text_features.to(self.text_features, copy=True)
             if tokens is not None:
+                self.number_of_references = 0
                 for bank in self.banks:
                     bank.clear()
                 self._add(tokens)
@@ -128,6 +131,7 @@ class SetupState(nn.Module):
 
     def _add(self, tokens: Sequence[Tensor]) -> None:
         if tokens:
+            self.number_of_references += len(tokens[0])
             for bank, stage in zip(self.banks, tokens, strict=True):
                 bank.add(stage)
 
