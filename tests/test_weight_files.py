@@ -5,8 +5,11 @@
 
 import math
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from torch._utils import _rebuild_tensor_v2
 from anomalib_aprilgan import AprilGan
 from anomalib_aprilgan.cli import main
 from anomalib_aprilgan.export.products import Product
+from anomalib_aprilgan.files import weight_files
 from anomalib_aprilgan.files.adapter_files import read_adapters, write_adapters
 from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
 from anomalib_aprilgan.files.embedded import ADAPTERS
@@ -265,6 +269,54 @@ def test_a_file_that_was_read_can_be_replaced_on_windows(tmp_path: Path) -> None
     tensors, _ = read_weight_file(path, "weights")
     assert str(path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
     assert tensors["weight"].sum() == 3e6
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="only Linux tells a peak of the memory this way")
+def test_a_file_is_in_memory_once(tmp_path: Path) -> None:
+    """Its tensors, and not all that is mapped of it as well."""
+    megabytes = 200
+    save_file({str(number): torch.ones(1_000_000) for number in range(megabytes // 4)}, tmp_path / "large.safetensors")
+    code = """
+import re, sys
+from pathlib import Path
+from anomalib_aprilgan.files.weight_files import read_weight_file
+def largest():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1000
+before = largest()
+content = read_weight_file(Path(sys.argv[1]), "weights")
+print(largest() - before)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code, tmp_path / "large.safetensors"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert megabytes < float(output) < 1.5 * megabytes
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "clip.safetensors"
+    save_file({"weight": torch.zeros(2)}, path)
+
+    def replacing(*args: Any, **kwargs: Any) -> Any:
+        opened = safe_open(*args, **kwargs)
+        save_file({"weight": torch.ones(2)}, tmp_path / "other")
+        (tmp_path / "other").replace(path)
+        return opened
+
+    monkeypatch.setattr(weight_files, "safe_open", replacing)
+    with pytest.raises(ValueError, match="changed while it was read"):
+        read_clip_weights(path)
+
+
+@pytest.mark.parametrize("has_digest", [False, True])
+def test_weights_are_read_without_those_of_a_tower(tmp_path: Path, has_digest: bool) -> None:
+    weights = {"visual.proj": torch.zeros(2), "text_projection": torch.ones(2)}
+    path = tmp_path / "clip.safetensors"
+    if has_digest:
+        write_weight_file(path, weights, {})
+    else:
+        save_file(weights, path)
+    torch.save({"state_dict": {f"module.{name}": value for name, value in weights.items()}}, tmp_path / "clip.pt")
+    for file in (path, tmp_path / "clip.pt"):
+        assert list(read_clip_weights(file, without="visual.")) == ["text_projection"]
 
 
 def test_files_of_other_programs_need_no_digest(tmp_path: Path) -> None:

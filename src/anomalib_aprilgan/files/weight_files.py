@@ -29,6 +29,9 @@ OWN_KEYS = "anomalib_aprilgan"
 DIGEST_KEY = f"{OWN_KEYS}_sha256"
 """Metadata key of the SHA-256 of tensors and other metadata."""
 
+TENSORS_AT_ONCE = 16
+"""Number of tensors that are read before a safetensors file is opened anew; ViT-L has 590."""
+
 LARGEST_METADATA = 10_000_000
 """Characters of metadata in a safetensors file."""
 
@@ -42,13 +45,17 @@ REFUSED_CODE = re.compile(r"GLOBAL|reduce|unrecognized function|allowlisted|safe
 """Words in torch's errors about files that contain more than tensors and plain data."""
 
 
-def read_weight_file(path: Path, kind: str, *, torchscript: bool = False) -> tuple[Any, dict[str, str]]:
+def read_weight_file(
+    path: Path, kind: str, *, torchscript: bool = False, without: str | None = None
+) -> tuple[Any, dict[str, str]]:
     """Read a safetensors file, or a file of ``torch.save``, without running code from it.
 
     Args:
         path: The file.
         kind: Name of the expected content for messages, for example "CLIP weights".
         torchscript: Also read the tensors of a TorchScript archive, without its code. Otherwise it is refused.
+        without: Beginning of the names of tensors that are not needed. A safetensors file is read without them, unless
+            it has a digest.
 
     Returns:
         Content of the file (the state dict of a TorchScript archive), and the metadata of a safetensors file.
@@ -62,7 +69,7 @@ def read_weight_file(path: Path, kind: str, *, torchscript: bool = False) -> tup
             msg = "it is no file"
             raise ValueError(msg)  # noqa: TRY301
         if path.suffix == ".safetensors":
-            return _read_safetensors(path)
+            return _read_safetensors(path, without)
         _check_records(path)
         if is_torchscript(path):
             if not torchscript:
@@ -91,14 +98,24 @@ def read_weight_file(path: Path, kind: str, *, torchscript: bool = False) -> tup
         return content, {}
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_safetensors(path: Path, without: str | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file in parts: what safetensors has mapped of a file stays in memory as long as the file is open."""
+    before = path.stat()
     with safe_open(path, framework="pt") as file:
-        metadata = dict(file.metadata() or {})
-        if sum(map(len, metadata.values())) > LARGEST_METADATA:
-            msg = f"it has more than {LARGEST_METADATA} characters of metadata"
-            raise ValueError(msg)
-        # Copies: safetensors maps the file into memory, and Windows replaces no file that is mapped.
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        metadata, names = dict(file.metadata() or {}), list(file.keys())
+    if sum(map(len, metadata.values())) > LARGEST_METADATA:
+        msg = f"it has more than {LARGEST_METADATA} characters of metadata"
+        raise ValueError(msg)
+    if without is not None and DIGEST_KEY not in metadata:
+        names = [name for name in names if not name.startswith(without)]
+    tensors: dict[str, Tensor] = {}
+    for first in range(0, len(names), TENSORS_AT_ONCE):
+        with safe_open(path, framework="pt") as file:  # copies, since Windows replaces no file that is mapped
+            tensors |= {name: file.get_tensor(name).clone() for name in names[first : first + TENSORS_AT_ONCE]}
+    after = path.stat()
+    if (before.st_ino, before.st_size, before.st_mtime_ns) != (after.st_ino, after.st_size, after.st_mtime_ns):
+        msg = "it was changed while it was read"
+        raise ValueError(msg)
     _check_digest(tensors, metadata)
     return tensors, metadata
 

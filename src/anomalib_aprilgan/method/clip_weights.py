@@ -18,11 +18,12 @@ from anomalib_aprilgan.files.weight_files import non_finite, read_weight_file, r
 __all__ = ["digest_of_weights", "fingerprint", "read_clip_weights", "resize_positional_embedding"]
 
 
-def read_clip_weights(path: Path) -> dict[str, Tensor]:
+def read_clip_weights(path: Path, without: str | None = None) -> dict[str, Tensor]:
     """Read a CLIP state dict from a file.
 
     Args:
         path: A state dict, a checkpoint that holds one under ``state_dict``, or a TorchScript archive such as OpenAI's.
+        without: Beginning of the names of weights that are left out.
 
     Returns:
         Tensors by name, without the prefix ``module.`` of distributed training.
@@ -31,7 +32,7 @@ def read_clip_weights(path: Path) -> dict[str, Tensor]:
         ValueError: If the file is damaged, holds no state dict, has the format of the package transformers, or contains
             NaN or infinite values; the message names the file.
     """
-    content, _ = read_weight_file(path, "CLIP weights", torchscript=True)
+    content, _ = read_weight_file(path, "CLIP weights", torchscript=True, without=without)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -46,6 +47,8 @@ def read_clip_weights(path: Path) -> dict[str, Tensor]:
         )
         raise ValueError(msg)
     weights = {re.sub(r"^module\.", "", str(name)): value for name, value in content.items()}
+    if without is not None:
+        weights = {name: value for name, value in weights.items() if not name.startswith(without)}
     refuse_non_finite(non_finite(weights.items()), f"The file {path}")
     return weights
 

@@ -11,6 +11,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import nullcontext
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -99,15 +100,16 @@ def build_image_tower(backbone: str, pretrained: str | Path | None, image_size: 
 
 def build_text_tower(backbone: str, file: Path | None, *, quick_gelu: bool) -> Towers:
     """Build a CLIP without its image tower, from a file of weights; ``None`` for random ones."""
-    towers = _build_and_load(backbone, file, native_image_size(backbone), ("text",), quick_gelu=quick_gelu)
-    towers.visual = nn.Identity()
-    return towers
+    return _build_and_load(backbone, file, native_image_size(backbone), ("text",), quick_gelu=quick_gelu)
 
 
 def _build_and_load(
     backbone: str, file: Path | None, image_size: int, parts: tuple[str, ...], *, quick_gelu: bool
 ) -> Towers:
-    """Build both towers, and load the weights of those that will be used. The other one takes no memory.
+    """Build both towers, and load the weights of those that will be used.
+
+    If that is the text tower alone, nothing stands for the image tower. A text tower that is not used has weights, but
+    they take no memory of their own.
 
     Args:
         backbone: See :func:`build_towers`.
@@ -119,16 +121,18 @@ def _build_and_load(
     config = _architecture(backbone)
     grid = patch_grid(backbone, image_size)
     config["quick_gelu"] = bool(config.get("quick_gelu")) or quick_gelu
-    if file is None:
+    with nullcontext() if file is None else _WithoutInitialisation():
         towers = _build(config)
-        resized = resize_positional_embedding(towers.visual.positional_embedding, grid)
-        towers.visual.positional_embedding = nn.Parameter(resized)
-    else:
-        weights = read_clip_weights(file)
-        with _WithoutInitialisation():
-            towers = _build(config)
+    has_image = "image" in parts
+    if not has_image:
+        towers.visual = nn.Identity()
+    if file is not None:
+        weights = read_clip_weights(file, without=None if has_image else "visual.")
         used = {name for name in weights if ("image" if name.startswith("visual.") else "text") in parts}
         _load_into(towers, weights, used, grid, f"{backbone} from {file}")
+    elif has_image:
+        resized = resize_positional_embedding(towers.visual.positional_embedding, grid)
+        towers.visual.positional_embedding = nn.Parameter(resized)
     towers.visual.image_size = (image_size, image_size)
     towers.visual.grid_size = (grid, grid)
     return towers
