@@ -23,7 +23,7 @@ from unittest import mock
 
 warnings.simplefilter("ignore")
 
-SECTIONS = ("inference", "banks", "precision", "training", "comparison", "start", "others")
+SECTIONS = ("inference", "banks", "precision", "training", "comparison", "processes", "start", "others")
 SHOTS = (1, 4, 16)
 BANK_SHOTS = (1, 4, 16, 64, 256)
 LARGEST_BANK = 10_000
@@ -275,9 +275,7 @@ def measure_comparison(options: Namespace) -> None:
     """Compare one zero-shot run with all shots and seeds of a comparison."""
     from anomalib_aprilgan.comparison.compare import compare
 
-    arguments = {name: str(value) for name, value in lightning_arguments(options).items() if name != "visualizer"}
-    model = {"class_path": "anomalib_aprilgan.AprilGan", "init_args": arguments | {"image_size": options.image_size}}
-    data = {"class_path": "MVTecAD", "init_args": {"root": str(options.folder / "data"), "num_workers": 0}}
+    models, data = compared_components(options)
     grids: tuple[tuple[str, Any, tuple[int, ...], tuple[int, ...]], ...] = (
         ("one zero-shot run", None, (0,), (0,)),
         ("one zero-shot run, storing features", str(options.folder / "compared"), (0,), (0,)),
@@ -288,10 +286,39 @@ def measure_comparison(options: Namespace) -> None:
     for name, features, shots, seeds in grids[: 3 + options.slow]:
         output = options.folder / name
         start = now(options.device)
-        compare({"AprilGan": model}, data, CLASS_NAMES[:1], shots, seeds, output, features=features)
+        compare(models, data, CLASS_NAMES[:1], shots, seeds, output, features=features)
         seconds = now(options.device) - start
         rows.append((name, seconds, seconds / float(rows[0][1]) if rows else 1.0))
     print_table(f"Comparison, {options.backbone}, {options.image_size} px", ("", "seconds", "ratio"), rows)
+
+
+def measure_processes(options: Namespace) -> None:
+    """Measure the wall seconds of a comparison by number of processes, with one thread or one GPU each."""
+    import torch
+
+    from anomalib_aprilgan.comparison.compare import compare
+
+    models, data = compared_components(options)
+    seeds, rows = (0, 1), []
+    for count in range(1, (torch.cuda.device_count() or os.cpu_count() or 1) + 1):
+        start = time.perf_counter()
+        output = options.folder / f"{count} processes"
+        with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
+            compare(models, data, CLASS_NAMES, (0,), seeds, output, features=None, processes=count)
+        rows.append((count, time.perf_counter() - start))
+        if count >= len(CLASS_NAMES) * len(seeds):
+            break
+    rows = [(count, seconds, seconds / rows[0][1]) for count, seconds in rows]
+    title = f"A comparison of {len(CLASS_NAMES) * len(seeds)} runs, {options.backbone}, {options.image_size} px"
+    print_table(title, ("processes", "wall seconds", "ratio"), rows)
+
+
+def compared_components(options: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a model and data for a comparison."""
+    arguments = {name: str(value) for name, value in lightning_arguments(options).items() if name != "visualizer"}
+    model = {"class_path": "anomalib_aprilgan.AprilGan", "init_args": arguments | {"image_size": options.image_size}}
+    data = {"class_path": "MVTecAD", "init_args": {"root": str(options.folder / "data"), "num_workers": 0}}
+    return {"AprilGan": model}, data
 
 
 START = """
@@ -438,7 +465,8 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.cuda.get_device_name() if options.device.type == "cuda" else f"one thread of {cpu_name()}"
     print(f"{device}, torch {torch.__version__}")
-    with prepared(options) if set(options.sections) & {"training", "comparison", "start"} else nullcontext():
+    needs_files = set(options.sections) & {"training", "comparison", "processes", "start"}
+    with prepared(options) if needs_files else nullcontext():
         options.figure = getattr(options, "figure", {})
         for section in options.sections:
             globals()[f"measure_{section}"](options)
