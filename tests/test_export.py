@@ -338,6 +338,7 @@ def test_calibration_with_images_of_several_sizes_and_a_fixed_input_size(sample_
 # ---- Options and errors ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_arguments_of_torch_are_passed_on(make_lightning_model: Make, tmp_path: Path) -> None:
     model = make_lightning_model(class_name="gravel")
     options = {"opset_version": 20, "external_data": True, "input_names": ["picture"]}

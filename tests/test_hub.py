@@ -87,7 +87,7 @@ def test_a_file_is_found_under_its_second_name_and_kept(hub: ThreadingHTTPServer
     assert output.strip() == repr(CONTENT), errors
 
 
-@pytest.mark.parametrize("answers", [set(), {"HEAD"}])
+@pytest.mark.parametrize("answers", [set(), pytest.param({"HEAD"}, marks=pytest.mark.slow)])
 def test_a_hub_that_says_nothing_does_not_block(answers: set[str], hub: ThreadingHTTPServer, tmp_path: Path) -> None:
     Hub.answers = frozenset(answers)
     output, errors, seconds = fetch(hub, tmp_path)
