@@ -300,16 +300,15 @@ def measure_processes(options: Namespace) -> None:
 
     models, data = compared_components(options)
     seeds, rows = (0, 1), []
-    for count in range(1, (torch.cuda.device_count() or os.cpu_count() or 1) + 1):
+    runs = len(CLASS_NAMES) * len(seeds)
+    for count in range(1, min(torch.cuda.device_count() or os.cpu_count() or 1, runs) + 1):
         start = time.perf_counter()
         output = options.folder / f"{count} processes"
         with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
             compare(models, data, CLASS_NAMES, (0,), seeds, output, features=None, processes=count)
         rows.append((count, time.perf_counter() - start))
-        if count >= len(CLASS_NAMES) * len(seeds):
-            break
     rows = [(count, seconds, seconds / rows[0][1]) for count, seconds in rows]
-    title = f"A comparison of {len(CLASS_NAMES) * len(seeds)} runs, {options.backbone}, {options.image_size} px"
+    title = f"A comparison of {runs} runs, {options.backbone}, {options.image_size} px"
     print_table(title, ("processes", "wall seconds", "ratio"), rows)
 
 

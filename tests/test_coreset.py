@@ -6,7 +6,7 @@
 import copy
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -240,7 +240,10 @@ def test_references_are_left_out_before_the_reduction(few_shot: Callable[..., Ap
 
     def scores(module: AprilGan, held_out: list[str], left_out: tuple[str, ...]) -> Tensor:
         transform = module.pre_processor.transform
-        read: Callable[..., Tensor] = lambda files: read_references(map(Path, files), transform)  # noqa: E731
+
+        def read(files: Sequence[str]) -> Tensor:
+            return read_references(map(Path, files), transform)
+
         return score_normal_images(module.model, held_out, left_out, read).map_maxima
 
     files, new = model.reference_files, [str(sample_root / "gravel/test/good/000.png")]

@@ -291,6 +291,7 @@ print(largest() - before)
     assert megabytes < float(output) < 1.5 * megabytes
 
 
+@pytest.mark.posix
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "clip.safetensors"
     save_file({"weight": torch.zeros(2)}, path)

@@ -99,7 +99,7 @@ class FewShotClip(nn.Module):
 
     @property
     def bank_size(self) -> int:
-        """Number of tokens in each memory bank: those of all reference images, or fewer in reduced banks."""
+        """Number of tokens in each memory bank."""
         return len(self.state.banks[0])
 
     @property

@@ -106,10 +106,7 @@ def build_text_tower(backbone: str, file: Path | None, *, quick_gelu: bool) -> T
 def _build_and_load(
     backbone: str, file: Path | None, image_size: int, parts: tuple[str, ...], *, quick_gelu: bool
 ) -> Towers:
-    """Build both towers, and load the weights of those that will be used.
-
-    If that is the text tower alone, nothing stands for the image tower. A text tower that is not used has weights, but
-    they take no memory of their own.
+    """Build both towers, and load the weights of those that will be used. The other one takes no memory.
 
     Args:
         backbone: See :func:`build_towers`.
