@@ -122,6 +122,27 @@ def test_links_that_look_like_leftovers_are_not_followed(tmp_path: Path) -> None
 
 
 @pytest.mark.posix
+def test_a_lock_of_a_deleted_file_deletes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes may take a new folder for a leftover before it is locked.
+
+    The first deletes the lock's file, which the second has opened already. The folder's own process makes a new one.
+    """
+    folder = tmp_path / f"{UNFINISHED}new"
+    folder.mkdir()
+    locks = vars(whole_files)["fcntl"]
+    flock = locks.flock
+
+    def flock_late(descriptor: int, operation: int) -> None:
+        flock(descriptor, operation)
+        (folder / LOCK).unlink()
+        (folder / LOCK).touch()
+
+    monkeypatch.setattr(locks, "flock", flock_late)
+    delete_leftovers(tmp_path)
+    assert folder.exists()
+
+
+@pytest.mark.posix
 def test_threads_and_processes_write_one_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     context = multiprocessing.get_context("fork")

@@ -145,6 +145,8 @@ def delete_leftovers(parent: Path) -> None:
             lock = _lock(folder)
             if lock is None and folder.stat().st_mtime > time.time() - STALE_SECONDS:
                 continue
+            if not _is_of(lock, folder):  # another process has deleted it, and the one that made it uses it again
+                continue
         except OSError:  # in use, of another user, or just deleted by another process
             continue
         shutil.rmtree(folder, ignore_errors=True)
