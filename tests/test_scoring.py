@@ -66,8 +66,9 @@ def test_upsample_puts_the_corner_patches_into_the_corners():
 def test_stage_logits(own_class):
     tokens = random_units(2, 9, 5)
     text_features = random_units(2, 2, 5, seed=1) if own_class else random_units(2, 5, seed=1)
-    found = stage_logits(tokens, text_features, 7).sigmoid()
-    assert found.shape == (2, 7, 7)
+    logits = stage_logits(tokens, text_features)
+    assert logits.shape == (2, 9)
+    found = upsample(logits[:, None], 7)[:, 0].sigmoid()
     for image in range(2):
         features = text_features[image] if own_class else text_features
         logits = [[100 * dot(token, state) for token in tokens[image]] for state in features]
@@ -83,7 +84,7 @@ def test_softmax_is_taken_after_upsampling():
     text_features = torch.eye(2)
     abnormal, normal = (0.0, 0.2), (0.0, -0.02)
     tokens = torch.tensor([[abnormal, normal, abnormal, normal]])
-    middle = stage_logits(tokens, text_features, 3)[0, 1, 1].sigmoid().item()
+    middle = upsample(stage_logits(tokens, text_features)[None], 3)[0, 0, 1, 1].sigmoid().item()
     swapped = 0.5 * (abnormal_share(0, 20) + abnormal_share(0, -2))
     assert middle == pytest.approx(abnormal_share(0, 9), abs=1e-6)
     assert abs(middle - swapped) > 0.4
@@ -130,7 +131,7 @@ def test_image_score_with_an_empty_range():
 def test_inputs_are_not_modified():
     tokens, text_features, ranges = random_units(1, 4, 3), random_units(2, 3, seed=1), torch.tensor([0.0, 2.0])
     copies = tokens.clone(), text_features.clone(), ranges.clone()
-    stage_logits(tokens, text_features, 4)
+    stage_logits(tokens, text_features)
     abnormal_probability(tokens[:, 0], text_features)
     average_states(tokens[0])
     image_score(tokens[0, :, 0], tokens[0, :, 1], ranges)

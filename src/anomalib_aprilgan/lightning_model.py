@@ -36,6 +36,7 @@ from anomalib_aprilgan.integration.setup import AUTO_ADAPTER
 from anomalib_aprilgan.integration.setup_module import SetupModule
 from anomalib_aprilgan.method.architecture import AUTO
 from anomalib_aprilgan.method.options import MethodOptions
+from anomalib_aprilgan.method.recent_scores import RecentScores
 from anomalib_aprilgan.method.scoring import image_score
 from anomalib_aprilgan.torch_model import AprilGanModel
 from anomalib_aprilgan_plugin import register
@@ -170,6 +171,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         self.few_shot_source = None if few_shot_source is None else checked_path(few_shot_source, "few_shot_source")
         self.learning_rate = learning_rate
         self._map_range = MapRange()
+        self.recent_scores: RecentScores | None = None
         _ = self.arguments  # checks them
         self.model: AprilGanModel
         if blueprint.has_backbone:  # else a checkpoint may bring another one, so the model is made on first use
@@ -201,11 +203,13 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
     # ---- Stages -----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Limit a training, or refuse one that would train nothing; let datamodules do without a validation split."""
+        """Limit a training, or refuse one that trains nothing. Let datamodules do without a validation split."""
         if self.on_bad_image == "skip":
             run_images.drop_bad_images(self.trainer)
         datamodule = runs.datamodule_of(self.trainer)
         processes.refuse_idle_processes(self.trainer)
+        if stage != TrainerFn.TESTING:
+            self.recent_scores = None
         if stage == TrainerFn.FITTING:
             training.limit_epochs(self.trainer)
         if stage == TrainerFn.VALIDATING and isinstance(datamodule, AuxiliaryDataModule) and self.adapter is not None:
@@ -277,6 +281,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         runs.reset_metrics(self.post_processor, evaluator.val_metrics if evaluator else None)
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._prepare_for(runs.evaluated_loaders(self.trainer))
+            self.recent_scores = RecentScores(self.model.digest_of_scores(), self.model.clip.clock)
         elif self.trainer.sanity_checking:  # reads images before `on_train_start`
             run_images.check_files(self.trainer.val_dataloaders)
 
@@ -285,6 +290,12 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         evaluator = cast("Evaluator | None", self.evaluator)
         runs.reset_metrics(evaluator.test_metrics if evaluator else None)
         self._prepare_for(runs.evaluated_loaders(self.trainer))
+        if self.recent_scores is not None and self.recent_scores.identity != self.model.digest_of_scores():
+            self.recent_scores = None
+
+    def on_test_end(self) -> None:
+        """Free what the validation has left for the test."""
+        self.recent_scores = None
 
     def on_predict_start(self) -> None:
         """Prepare the model; check all images before the first is scored."""
@@ -300,25 +311,25 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
     def validation_step(self, batch: Batch[Any], *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
         """Score a batch. Few-shot, raw predictions are kept until the end, when the scores become final."""
         del args, kwargs
-        return self._score(batch, keep=self.model.is_few_shot)
+        return self._score(batch, self.recent_scores, keep=self.model.is_few_shot)
 
     def test_step(self, batch: Batch[Any], batch_idx: int, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
-        """Score a batch."""
+        """Score a batch. If a validation has just scored the same images, its results are used."""
         del batch_idx, args, kwargs
-        return self._score(batch)
+        return self._score(batch, self.recent_scores)
 
     def predict_step(self, batch: Batch[Any], batch_idx: int, dataloader_idx: int = 0) -> STEP_OUTPUT:
         """Score a batch."""
         del batch_idx, dataloader_idx
         return self._score(batch)
 
-    def _score(self, batch: Batch[Any], *, keep: bool = False) -> STEP_OUTPUT:
+    def _score(self, batch: Batch[Any], recent: RecentScores | None = None, *, keep: bool = False) -> STEP_OUTPUT:
         tensors, images = self.model.state.tensors(), cast("Tensor", batch.image)
         if not len(images):  # other processes score them
             nothing = images.new_zeros(0, *images.shape[-2:])
             return cast("STEP_OUTPUT", batch.update(pred_score=images.new_zeros(0), anomaly_map=nothing))
         with torch.no_grad():
-            raw = self.model.predict_raw(images, tensors, self._text_features(batch))
+            raw = self.model.predict_raw(images, tensors, self._text_features(batch), recent)
             if keep:
                 self._map_range.add(raw, batch.gt_label)
             predictions = InferenceBatch(self.model.image_score(raw, tensors), anomaly_map=raw.anomaly_map)

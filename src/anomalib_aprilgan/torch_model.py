@@ -14,8 +14,10 @@ from torch import Tensor
 from anomalib_aprilgan.coreset import select_coreset
 from anomalib_aprilgan.method.adapted_clip import AdaptedClip
 from anomalib_aprilgan.method.architecture import AUTO, DEFAULT_BACKBONE, Architecture
+from anomalib_aprilgan.method.clip_weights import digest_of_weights
 from anomalib_aprilgan.method.memory_bank import nearest_distances
 from anomalib_aprilgan.method.options import MethodOptions
+from anomalib_aprilgan.method.recent_scores import PatchScores, RecentScores
 from anomalib_aprilgan.method.scoring import (
     RawPrediction,
     abnormal_probability,
@@ -117,13 +119,20 @@ class AprilGanModel(AdaptedClip):
         raw = self.predict_raw(images, tensors)
         return InferenceBatch(pred_score=self.image_score(raw, tensors), anomaly_map=raw.anomaly_map)
 
-    def predict_raw(self, images: Tensor, tensors: SetupTensors, text_features: Tensor | None = None) -> RawPrediction:
+    def predict_raw(
+        self,
+        images: Tensor,
+        tensors: SetupTensors,
+        text_features: Tensor | None = None,
+        recent: RecentScores | None = None,
+    ) -> RawPrediction:
         """Compute zero-shot image scores and anomaly maps.
 
         Args:
             images: Pre-processed images of shape ``(N, 3, image_size, image_size)``.
             tensors: Tensors of a setup.
             text_features: Text features of each image, shape ``(N, 2, D)``. ``None``: ``tensors.text_features``.
+            recent: Keeps what is computed, and returns what is computed already. ``None``: all is computed.
 
         Raises:
             RuntimeError: If no class was set up, or if ``map_stages=()`` and the memory banks are empty.
@@ -138,21 +147,40 @@ class AprilGanModel(AdaptedClip):
         predictions: Iterable[tuple[Tensor, Tensor]]
         if torch.compiler.is_compiling():  # all views in one pass: a graph would hold the tower once per pass
             together = torch.cat(list(self.windows.views(images)))
-            parts = self._predict_view(together, tensors, text_features)
+            parts = self._predict_view(together, tensors, text_features, recent=None)
             predictions = zip(*(part.reshape(len(self.windows), -1, *part.shape[1:]) for part in parts), strict=True)
         else:  # one pass for each view, which limits memory
-            predictions = (self._predict_view(view, tensors, text_features) for view in self.windows.views(images))
+            views = self.windows.views(images)
+            predictions = (self._predict_view(view, tensors, text_features, recent) for view in views)
         return RawPrediction(*self.windows.merge(predictions))
 
-    def _predict_view(self, images: Tensor, tensors: SetupTensors, text_features: Tensor) -> RawPrediction:
+    def _predict_view(
+        self, images: Tensor, tensors: SetupTensors, text_features: Tensor, recent: RecentScores | None
+    ) -> RawPrediction:
         """Compute the predictions of one pass through the image tower."""
+        compute = partial(self._patch_scores, images, tensors, text_features)
+        scores = compute() if recent is None else recent.of(images, text_features, compute)
+        with full_precision(images.device):
+            maps = []
+            if scores.logits is not None:
+                maps.append(upsample(scores.logits, self.windows.size).sigmoid().sum(dim=1) / self._divisor)
+            if scores.distances is not None:
+                maps.append(upsample(scores.distances, self.windows.size).sum(dim=1) / self._divisor)
+            return RawPrediction(scores.probability, torch.stack(maps).sum(dim=0))
+
+    def _patch_scores(self, images: Tensor, tensors: SetupTensors, text_features: Tensor) -> PatchScores:
+        """Compute image scores, and logits and distances of all patches."""
         embedding, tokens = self.clip.encode_image(images, {*self.layers, *self.reference_layers})
         with full_precision(images.device):
             probability = abnormal_probability(embedding.to(text_features.dtype), text_features)
-            maps = [self._zero_shot_map(tokens, text_features)] if self.map_stages else []
-            if tensors.is_few_shot:
-                maps.append(self._few_shot_map(tokens, tensors.reference_tokens))
-            return RawPrediction(probability, torch.stack(maps).sum(dim=0))
+            logits = self._stage_logits(tokens, text_features, self.map_stages)
+            banks = zip(self.reference_layers, tensors.reference_tokens, strict=True) if tensors.is_few_shot else ()
+            distances = [nearest_distances(tokens[layer], bank) for layer, bank in banks]
+            return PatchScores(
+                probability,
+                torch.stack(logits, dim=1) if logits else None,
+                torch.stack(distances, dim=1) if distances else None,
+            )
 
     def image_score(self, raw: RawPrediction, tensors: SetupTensors) -> Tensor:
         """Compute image scores, shape ``(N,)``, from zero-shot scores and, with references, map maxima."""
@@ -174,20 +202,21 @@ class AprilGanModel(AdaptedClip):
         tokens = self.clip.encode_image(images, self.layers, recurs).tokens
         with full_precision(images.device):
             logits = self._stage_logits(tokens, text_features, self.layers)
-            return [torch.stack([-stage, stage], dim=1).sigmoid() for stage in logits]
+            maps = [upsample(stage[:, None], self.windows.size) for stage in logits]
+            return [torch.cat([-stage, stage], dim=1).sigmoid() for stage in maps]
 
     def _stage_logits(self, tokens: Mapping[int, Tensor], text_features: Tensor, stages: Sequence[int]) -> list[Tensor]:
+        """Compute the logits of some of the stages that have an adapter, shape ``(N, P)`` each."""
+        if not stages:
+            return []
         adapted = dict(zip(self.layers, self.adapters([tokens[layer] for layer in self.layers]), strict=True))
-        return [stage_logits(adapted[stage], text_features, self.windows.size) for stage in stages]
+        return [stage_logits(adapted[stage], text_features) for stage in stages]
 
-    def _zero_shot_map(self, tokens: Mapping[int, Tensor], text_features: Tensor) -> Tensor:
-        logits = self._stage_logits(tokens, text_features, self.map_stages)
-        return torch.stack(logits).sigmoid().sum(dim=0) / self._divisor
-
-    def _few_shot_map(self, tokens: Mapping[int, Tensor], reference_tokens: Sequence[Tensor]) -> Tensor:
-        stages = zip(self.reference_layers, reference_tokens, strict=True)
-        distances = torch.stack([nearest_distances(tokens[layer], bank) for layer, bank in stages], dim=1)  # (N, R, P)
-        return upsample(distances, self.windows.size).sum(dim=1) / self._divisor
+    def digest_of_scores(self) -> str:
+        """Return a digest of all tensors that image scores and anomaly maps depend on, except the text features."""
+        of_adapters = {f"adapters.{name}": value for name, value in self.adapters.state_dict().items()}
+        of_banks = {f"bank.{number}": bank.tokens for number, bank in enumerate(self.state.banks)}
+        return f"{self.clip.digest_of_tower()}-{digest_of_weights({**of_adapters, **of_banks})}"
 
     @property
     def _divisor(self) -> int:

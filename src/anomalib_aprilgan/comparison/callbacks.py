@@ -133,9 +133,11 @@ class Stopwatch(Callback):
 
 
 def _seconds_saved(module: LightningModule) -> float:
-    """Return what stored features have saved in the present run of a model."""
-    store = module.model.clip.store if isinstance(module, AprilGan) else None
-    return 0.0 if store is None else store.seconds_saved
+    """Return what stored features, and scores of the validation, have saved in the present run of a model."""
+    if not isinstance(module, AprilGan):
+        return 0.0
+    stores = module.model.clip.store, module.recent_scores
+    return sum(store.seconds_saved for store in stores if store is not None)
 
 
 class ExampleWriter(Visualizer):

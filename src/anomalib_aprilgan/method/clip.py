@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from anomalib_aprilgan.method.clip_weights import digest_of_weights
 from anomalib_aprilgan.method.encoders import ImageFeatures, encode_image
-from anomalib_aprilgan.method.feature_store import FeatureStore
+from anomalib_aprilgan.method.feature_store import FeatureStore, now
 from anomalib_aprilgan.method.text_tower import TextTower
 from anomalib_aprilgan.method.towers import Towers, build_image_tower, uses_quick_gelu
 
@@ -88,15 +88,20 @@ class Clip(nn.Module):
         """
         if self.store is None or torch.compiler.is_compiling():
             return encode_image(self.visual, images, stages)
-        identity = (self._backbone, self.quick_gelu, self._digest_of_tower())
+        identity = (self._backbone, self.quick_gelu, self.digest_of_tower())
         return self.store.encode_image(self.visual, images, sorted(stages), identity, recurs)
 
-    def _digest_of_tower(self) -> str:
+    def digest_of_tower(self) -> str:
         """Return the digest of the image tower's weights, which is computed again if they were replaced or changed."""
         weights = tuple((weight.data_ptr(), weight._version) for weight in self.visual.parameters())  # noqa: SLF001
         if self._digested[0] != weights:
             self._digested = (weights, digest_of_weights(self.visual.state_dict()))
         return self._digested[1]
+
+    def clock(self) -> float:
+        """Return the time in seconds, with the seconds that stored features have saved added to it."""
+        saved = 0.0 if self.store is None else self.store.seconds_saved
+        return now(self.visual.conv1.weight.device) + saved
 
     @torch.no_grad()
     def project(self, tokens: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from anomalib_aprilgan.files.feature_files import FeatureFiles
 from anomalib_aprilgan.method.encoders import ImageFeatures, encode_image
 
-__all__ = ["FeatureStore", "now"]
+__all__ = ["FeatureStore", "now", "precision_of"]
 
 FORMAT = 1
 """Number that changes with whatever else changes the stored features."""
@@ -116,11 +116,17 @@ class FeatureStore:
 
 def _group(images: Tensor, identity: Sequence[str | bool]) -> str:
     """Return the name of the group of features that the same tower computes in the same way."""
-    device, size = images.device.type, images.shape[-1]
-    precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else images.dtype
-    how = (FORMAT, *identity, size, device, str(precision), torch.get_float32_matmul_precision())
+    size = images.shape[-1]
+    how = (FORMAT, *identity, size, *precision_of(images))
     backbone = re.sub(r"[^A-Za-z0-9-]", "_", str(identity[0]))[:60]
     return f"{backbone}-{size}-{hashlib.sha256(json.dumps(how).encode()).hexdigest()[:20]}"
+
+
+def precision_of(images: Tensor) -> tuple[str, str, str]:
+    """Return kind of device and precision of computations with images, with which results differ."""
+    device = images.device.type
+    precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else images.dtype
+    return device, str(precision), torch.get_float32_matmul_precision()
 
 
 def _key(stage: int) -> str:

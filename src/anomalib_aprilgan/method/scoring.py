@@ -79,24 +79,22 @@ def upsample(grid: Tensor, size: int) -> Tensor:
     return interpolate(grid, size=(size, size), mode="bilinear", align_corners=True)
 
 
-def stage_logits(tokens: Tensor, text_features: Tensor, size: int) -> Tensor:
-    """Compute the map of one stage before the softmax: logits of the abnormal minus the normal state (section 3.2).
+def stage_logits(tokens: Tensor, text_features: Tensor) -> Tensor:
+    """Compute the patches of one stage before the softmax: logits of the abnormal minus the normal state (section 3.2).
 
-    The softmax of two logits is the sigmoid of their difference, and upsampling is linear. So upsampling the difference
-    gives the maps of both states.
+    The softmax of two logits is the sigmoid of their difference, and upsampling is linear. So the sigmoid of the
+    upsampled difference is the probability of the abnormal state, that is, the anomaly map of the stage. The sigmoid of
+    its negative is the probability of the normal state.
 
     Args:
         tokens: L2-normalised adapted patch tokens, shape ``(N, P, D)``.
         text_features: Text features of shape ``(2, D)``, or ``(N, 2, D)`` if each image has its own class.
-        size: Height and width of the maps in pixels.
 
     Returns:
-        Tensor of shape ``(N, size, size)``. Its sigmoid is the probability of the abnormal state, that is, the anomaly
-        map of the stage; the sigmoid of its negative is the probability of the normal state.
+        Tensor of shape ``(N, P)``.
     """
     normal, abnormal = text_features.unbind(dim=-2)
-    logits = LOGIT_SCALE * tokens @ (abnormal - normal)[..., None]  # (N, P, 1)
-    return upsample(logits.mT, size)[:, 0]
+    return (LOGIT_SCALE * tokens @ (abnormal - normal)[..., None])[..., 0]
 
 
 def abnormal_probability(embedding: Tensor, text_features: Tensor) -> Tensor:

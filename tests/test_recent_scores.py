@@ -1,0 +1,219 @@
+# Copyright (C) 2026 The anomalib-aprilgan authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Scores of a validation that the following test uses: the same results, and never those of another model or image."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from anomalib.data import MVTecAD
+from anomalib.engine import Engine
+from torch import Tensor
+
+from anomalib_aprilgan import AprilGan, AuxiliaryDataModule
+from anomalib_aprilgan.comparison.callbacks import Stopwatch
+from anomalib_aprilgan.integration.quiet_engine import quiet_engine
+from anomalib_aprilgan.method import recent_scores
+from anomalib_aprilgan.method.recent_scores import PatchScores, RecentScores
+
+MakeModel = Callable[..., AprilGan]
+
+IMAGES, TEXT = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.eye(2)
+SCORES = PatchScores(torch.tensor([0.1, 0.2]), torch.ones(2, 4, 9), None)
+BYTES = 4 * (2 + 2 * 4 * 9)
+
+
+class Computed:
+    """Counts how often scores are computed, and returns other ones each time."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self) -> PatchScores:
+        self.times += 1
+        return SCORES._replace(probability=SCORES.probability + self.times)
+
+
+class Passes:
+    """Counts the images that go through the tower of a model."""
+
+    def __init__(self, model: AprilGan) -> None:
+        self.number = 0
+        model.model.clip.visual.conv1.register_forward_hook(self._count)
+
+    def _count(self, module: object, inputs: tuple[Tensor], *_: object) -> None:
+        del module
+        self.number += len(inputs[0])
+
+    def pop(self) -> int:
+        number, self.number = self.number, 0
+        return number
+
+
+def data(root: Path, **arguments: Any) -> MVTecAD:
+    return MVTecAD(root, category="coins", num_workers=0, **{"eval_batch_size": 4} | arguments)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return quiet_engine(tmp_path / "run", accelerator="cpu")
+
+
+# ---- What is found --------------------------------------------------------------------------------------------------
+
+
+def test_the_same_batch_is_computed_once() -> None:
+    recent, compute = RecentScores("", iter(range(99)).__next__), Computed()
+    first = recent.of(IMAGES, TEXT, compute)
+    again = recent.of(IMAGES.clone(), TEXT.clone(), compute)
+    assert compute.times == 1
+    assert torch.equal(first.probability, again.probability)
+    assert again.logits is not None
+    assert again.distances is None
+
+
+@pytest.mark.parametrize(
+    ("images", "text"),
+    [
+        (IMAGES + 1e-7, TEXT),
+        (IMAGES.flip(0), TEXT),
+        (IMAGES[:1], TEXT),
+        (IMAGES.double(), TEXT),
+        (IMAGES.reshape(2, 3, 4, 16), TEXT),
+        (IMAGES, TEXT.flip(0)),
+        (IMAGES, TEXT.expand(2, 2, 2)),
+    ],
+    ids=["other pixels", "other order", "fewer", "other type", "other shape", "other class", "class of each image"],
+)
+def test_another_batch_is_computed(images: Tensor, text: Tensor) -> None:
+    recent, compute = RecentScores("", iter(range(99)).__next__), Computed()
+    recent.of(IMAGES, TEXT, compute)
+    recent.of(images, text, compute)
+    assert compute.times == 2
+
+
+def test_another_precision_is_computed() -> None:
+    recent, compute = RecentScores("", iter(range(99)).__next__), Computed()
+    recent.of(IMAGES, TEXT, compute)
+    with torch.autocast("cpu", torch.bfloat16):
+        recent.of(IMAGES, TEXT, compute)
+    assert compute.times == 2
+
+
+def test_a_caller_that_changes_its_scores_changes_nothing_else() -> None:
+    recent, compute = RecentScores("", iter(range(99)).__next__), Computed()
+    for _ in range(3):
+        found = recent.of(IMAGES, TEXT, compute).probability
+        assert found.tolist() == pytest.approx([1.1, 1.2])
+        found.zero_()
+
+
+def test_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent_scores, "LARGEST_MEMORY", 2 * BYTES)
+    recent, compute = RecentScores("", iter(range(99)).__next__), Computed()
+    for _ in range(2):
+        for number in range(4):
+            recent.of(IMAGES + number, TEXT, compute)
+    assert compute.times == 4 + 2, "the first two are found"
+
+
+def test_saved_seconds_are_those_of_the_computation() -> None:
+    times = iter([0, 1, 11, 20, 22])  # before the first: 0; computed from 1 to 11; looked up from 20 to 22
+    recent, compute = RecentScores("", lambda: float(next(times))), Computed()
+    recent.of(IMAGES, TEXT, compute)
+    assert recent.seconds_saved == 0
+    recent.of(IMAGES, TEXT, compute)
+    assert recent.seconds_saved == 10 - 2
+
+
+# ---- Runs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"k_shot": 2}, {"k_shot": 1, "window": 32}], ids=["zero", "few", "windows"])
+def test_a_test_gives_the_same_with_and_without_scores_of_the_validation(
+    make_lightning_model: MakeModel,
+    sample_root: Path,
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, int],
+) -> None:
+    metrics, passes = [], []
+    for largest in (recent_scores.LARGEST_MEMORY, 0):
+        monkeypatch.setattr(recent_scores, "LARGEST_MEMORY", largest)
+        model = make_lightning_model(**options)
+        counted = Passes(model)
+        metrics += engine.test(model, datamodule=data(sample_root), verbose=False)
+        passes.append(counted.pop())
+        assert model.recent_scores is None
+    assert metrics[0] == metrics[1]
+    images, views = len(data_of(sample_root)), len(model.model.windows)
+    assert passes[1] - passes[0] == images * views
+    assert passes[0] == (images + options.get("k_shot", 0)) * views
+
+
+def data_of(root: Path) -> list[Path]:
+    return list((root / "coins" / "test").glob("*/*.png"))
+
+
+@pytest.mark.parametrize("change", ["adapters", "references", "class", "CLIP"])
+def test_a_model_that_was_changed_after_the_validation_scores_all_images(
+    make_lightning_model: MakeModel, sample_root: Path, engine: Engine, change: str
+) -> None:
+    model = make_lightning_model(k_shot=1)
+    engine.validate(model, datamodule=data(sample_root), verbose=False)
+    assert model.recent_scores is not None
+    if change == "adapters":
+        model.model.reset_adapters(seed=1)
+    elif change == "references":
+        model.model.setup(reference_images=IMAGES.new_zeros(1, 3, 64, 64))
+    elif change == "class":
+        model.model.setup("metal nut")
+    else:
+        model.model.clip.visual.conv1.weight.data.mul_(-1)
+        torch.autograd.graph.increment_version(model.model.clip.visual.conv1.weight)
+    counted = Passes(model)
+    engine.trainer.test(model, datamodule=data(sample_root), verbose=False)
+    assert counted.pop() == len(data_of(sample_root))
+
+
+def test_a_validation_of_other_images_is_no_help(
+    make_lightning_model: MakeModel, sample_root: Path, engine: Engine
+) -> None:
+    model = make_lightning_model(class_name="coins")
+    engine.validate(model, datamodule=MVTecAD(sample_root, category="gravel", num_workers=0), verbose=False)
+    counted = Passes(model)
+    engine.trainer.test(model, datamodule=data(sample_root), verbose=False)
+    assert counted.pop() == len(data_of(sample_root))
+
+
+def test_validations_of_a_training_keep_nothing(
+    make_lightning_model: MakeModel, sample_root: Path, tmp_path: Path
+) -> None:
+    model = make_lightning_model(adapter=None, features=None)
+    training = AuxiliaryDataModule(data(sample_root), categories=["coins"], validation=data(sample_root), num_workers=0)
+    quiet_engine(tmp_path / "run", accelerator="cpu", max_epochs=1).fit(model, datamodule=training)
+    assert model.recent_scores is None
+
+
+def test_seconds_of_a_comparison_include_those_of_the_validation(
+    make_lightning_model: MakeModel, sample_root: Path, tmp_path: Path
+) -> None:
+    """Otherwise scoring an image would seem to take hardly any time."""
+    model, stopwatch = make_lightning_model(), Stopwatch()
+    spent: list[float] = []
+    encode = model.model.clip.encode_image
+
+    def timed(*arguments: Any) -> Any:
+        start = model.model.clip.clock()
+        features = encode(*arguments)
+        spent.append(model.model.clip.clock() - start)
+        return features
+
+    model.model.clip.encode_image = timed
+    engine = quiet_engine(tmp_path / "run", accelerator="cpu", callbacks=[stopwatch])
+    engine.test(model, datamodule=data(sample_root), verbose=False)
+    assert stopwatch.images == len(data_of(sample_root))
+    assert stopwatch.image_seconds > sum(spent)
