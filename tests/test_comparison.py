@@ -33,10 +33,12 @@ from anomalib_aprilgan.cli import main
 from anomalib_aprilgan.comparison import components
 from anomalib_aprilgan.comparison.checks import find_categories
 from anomalib_aprilgan.comparison.compare import compare
+from anomalib_aprilgan.comparison.components import checked_components
 from anomalib_aprilgan.comparison.environment import PeakMemory, check_environment, describe_environment, device_of_run
 from anomalib_aprilgan.comparison.folder import prepare_folder, safe_name
 from anomalib_aprilgan.comparison.grid import make_grid, shard_of
 from anomalib_aprilgan.comparison.results import COLUMNS, METRICS, read_runs, write_run
+from anomalib_aprilgan.comparison.zero_shot_seeds import zero_shot_seeds
 from anomalib_aprilgan.files import whole_files
 from anomalib_aprilgan.files.whole_files import unfinished_folder, write_file
 from anomalib_aprilgan.method import clip, encoders, feature_store, towers
@@ -86,6 +88,7 @@ def grid(**overrides: Any) -> list[Any]:
         "shots": [0, 2, "full"],
         "seeds": [0, 1],
         "zero_shot": ["a"],
+        "zero_shot_seeds": [0, 1],
     }
     return make_grid(**arguments | overrides)
 
@@ -96,6 +99,55 @@ def test_the_grid_has_what_can_be_run() -> None:
     assert {(run.model, run.shots) for run in runs} == {("a", 0), ("a", 2), ("b", 2), ("b", "full")}
     assert len({run.key for run in runs}) == len(runs)
     assert str(runs[0]) == "a, MVTecAD/cable, 0-shot, seed 0"
+
+
+def test_zero_shot_runs_may_have_seeds_of_their_own() -> None:
+    runs = grid(shots=[0, 2], zero_shot_seeds=[0])
+    assert [(run.shots, run.seed) for run in runs if run.model == "a" and run.category == "tile"] == [
+        (0, 0),
+        (2, 0),
+        (2, 1),
+    ]
+
+
+def seeds_of(data: dict[str, Any], model: dict[str, Any] | None = None, **arguments: Any) -> list[int]:
+    init_args = {**data["init_args"], **arguments}
+    models, data = checked_components({"a": model or APRILGAN}, {**data, "init_args": init_args})
+    categories = [""] if "name" in init_args else ["gravel"]
+    return zero_shot_seeds(models, data, categories, [0, 2], [5, 6, 7])
+
+
+def test_one_seed_is_enough_where_nothing_is_random(data: dict[str, Any]) -> None:
+    before = torch.get_rng_state()
+    assert seeds_of(data) == [5]
+    assert seeds_of(data, {"class_path": "WinClip"}) == [5]
+    assert seeds_of(data, val_split_mode="from_test", seed=3) == [5], "a split that is the same for each seed"
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("mode", ["from_test", "from_train"])
+def test_each_seed_counts_if_the_data_are_split_at_random(data: dict[str, Any], mode: str) -> None:
+    assert seeds_of(data, val_split_mode=mode) == [5, 6, 7]
+
+
+def test_each_seed_counts_if_normal_test_images_are_drawn_from_the_training_images(sample_root: Path) -> None:
+    """The modes of such a datamodule do not say so."""
+    folders = {"name": "gravel", "root": str(sample_root / "gravel"), "normal_dir": "train/good", "num_workers": 0}
+    data = {"class_path": "Folder", "init_args": {**folders, "abnormal_dir": "test/stain"}}
+    assert seeds_of(data, val_split_mode="same_as_test") == [5, 6, 7]
+    assert seeds_of(data, val_split_mode="same_as_test", normal_test_dir="test/good") == [5]
+
+
+def test_each_seed_counts_for_models_that_are_or_may_be_random(data: dict[str, Any]) -> None:
+    untrained = {**APRILGAN, "init_args": {**APRILGAN["init_args"], "adapter": None}}
+    assert seeds_of(data, untrained) == [5, 6, 7]
+    assert seeds_of(data, PATCHCORE) == [5, 6, 7]
+
+
+def test_lists_of_images_are_only_read_if_they_decide() -> None:
+    absent = {"class_path": "anomalib.data.MVTecAD", "init_args": {"root": "absent"}}
+    for shots, seeds in (([2], [0, 1]), ([0, 2], [0])):
+        assert zero_shot_seeds({"a": APRILGAN}, absent, ["gravel"], shots, seeds) == seeds
 
 
 def test_shards_share_the_grid() -> None:
@@ -250,7 +302,7 @@ def config(data: dict[str, Any], tmp_path: Path) -> Path:
         "models": {"aprilgan": APRILGAN},
         "data": data,
         "categories": ["gravel"],
-        "shots": [0],
+        "shots": [1],
         "seeds": list(range(20)),
         "output": str(tmp_path / "comparison"),
         "trainer": {"accelerator": "cpu"},
@@ -327,10 +379,10 @@ def test_all_shots_and_seeds_share_one_clip_and_encode_each_image_once(
     table = run(shots=[0, 2], seeds=[0, 1], features=str(tmp_path / "features"))
     references = {file for files in table.references for file in filter(None, files.split(";"))}
     assert made == ["ViT-builtin"]
-    assert len(table) == 4
+    assert table[["shots", "seed"]].to_numpy().tolist() == [["0", "0"], ["2", "0"], ["2", "1"]]
     assert set(table.status) == {"done"}
     assert sum(passed) == table.images[0] + len(references)
-    seconds = table[table.shots == "0"].seconds_per_image
+    seconds = table.seconds_per_image
     assert seconds.max() < 3 * seconds.min(), "a run that found all features must not seem faster"
     passed.clear()
     run(shots=[2], features=None, output=tmp_path / "exact")
@@ -344,9 +396,9 @@ def test_all_shots_and_seeds_share_one_clip_and_encode_each_image_once(
 def test_only_what_is_missing_is_run(
     run: Callable[..., pd.DataFrame], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    first = run()
+    first = run(shots=[1])
     capsys.readouterr()
-    again = run(seeds=[0, 1])
+    again = run(shots=[1], seeds=[0, 1])
     assert "1 of 2 runs are to be done" in capsys.readouterr().out
     assert again.started[0] == first.started[0]
     assert len(again) == 2
@@ -355,8 +407,8 @@ def test_only_what_is_missing_is_run(
         "init_args": {"backbone": "ViT-builtin", "image_size": 96, "layers": [5, 6, 7, 8], "reference_layers": [8]},
     }
     with pytest.raises(ValueError, match="1 of these runs with other settings, the first of them aprilgan, MVTecAD/gr"):
-        run(models={"aprilgan": other})
-    assert run(retry_failed=True, seeds=[1]).started.tolist() == again.started.tolist()
+        run(models={"aprilgan": other}, shots=[1])
+    assert run(shots=[1], retry_failed=True, seeds=[1]).started.tolist() == again.started.tolist()
 
 
 def test_names_of_models_and_categories(run: Callable[..., pd.DataFrame], tmp_path: Path, sample_root: Path) -> None:
@@ -515,7 +567,7 @@ def test_a_run_that_cannot_be_saved_stops_the_comparison(
 
 
 def test_processes_share_the_runs_of_a_shard(run: Callable[..., pd.DataFrame]) -> None:
-    table = run(seeds=[0, 1, 2], processes=2, shard="1/2")
+    table = run(shots=[1], seeds=[0, 1, 2], processes=2, shard="1/2")
     assert sorted(table.seed) == ["0", "2"]
     assert set(table.status) == {"done"}
 
@@ -654,7 +706,7 @@ def test_the_command_takes_a_config_and_overrides(
     assert printed["seeds"] == [4]
     main(["compare", "--config", str(config), *overrides])
     output = capsys.readouterr().out
-    assert "[1/1] aprilgan, MVTecAD/gravel, 0-shot, seed 4: image AUROC" in output
+    assert "[1/1] aprilgan, MVTecAD/gravel, 1-shot, seed 4: image AUROC" in output
     main(["report", str(tmp_path / "comparison")])
     assert capsys.readouterr().out.strip() == str(tmp_path / "comparison/report.html")
 
@@ -695,11 +747,11 @@ def test_a_comparison_that_is_killed_loses_and_doubles_no_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     start = time.monotonic()
-    run(seeds=[0, 1, 2], output=tmp_path / "whole")
+    run(shots=[1], seeds=[0, 1, 2], output=tmp_path / "whole")
     seconds = time.monotonic() - start
     folder, ends, kept = tmp_path / "killed", 0, 0
     before = pd.DataFrame(columns=["seed", "started"])
-    for was_killed in kill_repeatedly(lambda: run(seeds=[0, 1, 2], output=folder), 50, longest=seconds):
+    for was_killed in kill_repeatedly(lambda: run(shots=[1], seeds=[0, 1, 2], output=folder), 50, longest=seconds):
         after = read_runs(folder)
         kept += len(before)
         assert after.started[: len(before)].tolist() == before.started.tolist(), "a run is lost, or was repeated"

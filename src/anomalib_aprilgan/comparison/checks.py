@@ -18,7 +18,7 @@ from anomalib_aprilgan.integration.setup import with_adapter
 from anomalib_aprilgan.lightning_model import AprilGan
 from anomalib_aprilgan.method.adapters import StageAdapters
 
-__all__ = ["check_data", "check_models", "find_categories"]
+__all__ = ["check_data", "check_models", "find_categories", "read_lists"]
 
 
 def find_categories(data: Component, wanted: Sequence[str] | None) -> list[str]:
@@ -41,7 +41,7 @@ def find_categories(data: Component, wanted: Sequence[str] | None) -> list[str]:
             raise ValueError(msg)
         return [""]
     if not category_folders(datamodule):
-        _prepare(make_datamodule(data, wanted[0] if wanted else ""))
+        read_lists(make_datamodule(data, wanted[0] if wanted else ""))
     found = category_folders(datamodule) or list(wanted or ())
     if not found:
         msg = (
@@ -63,11 +63,15 @@ def check_data(runs: Iterable[Run]) -> None:
         ValueError: If the data of a category are missing, or cannot be read.
     """
     for run in {run.category: run for run in runs}.values():
-        _prepare(make_datamodule(run.datamodule, run.category))
+        read_lists(make_datamodule(run.datamodule, run.category))
 
 
-def _prepare(datamodule: AnomalibDataModule) -> None:
-    """Download the data if they are missing, and list the images."""
+def read_lists(datamodule: AnomalibDataModule) -> None:
+    """List the images of a datamodule. If they are missing, anomalib downloads them first.
+
+    Raises:
+        ValueError: If they are missing, or cannot be read.
+    """
     try:
         with quietly():
             datamodule.prepare_data()

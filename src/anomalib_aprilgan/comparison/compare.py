@@ -47,7 +47,8 @@ def compare(
         categories: Categories of the data; all by default.
         shots: Numbers of normal reference images. 0: only models that work without any; full: models that are trained,
             on the whole training split.
-        seeds: Seeds of training and of the choice of reference images.
+        seeds: Seeds of training and of the choice of reference images. Zero-shot, only the first one is used, unless
+            the datamodule splits its images at random.
         output: Folder of the table (results.csv), the report (report.html, report.md) and the example images.
         shard: Do only a part of the runs, for instance 2/4 on the second of four machines that share the folder.
         retry_failed: Repeat runs that have failed. With other settings, they are repeated in any case.
@@ -81,13 +82,16 @@ def compare(
     from anomalib_aprilgan.comparison.execution import do_runs  # noqa: PLC0415
     from anomalib_aprilgan.comparison.job import ComparisonOptions  # noqa: PLC0415
     from anomalib_aprilgan.comparison.scheduler import check_cluster  # noqa: PLC0415
+    from anomalib_aprilgan.comparison.zero_shot_seeds import zero_shot_seeds  # noqa: PLC0415
     from anomalib_aprilgan.integration.features import checked_features  # noqa: PLC0415
 
     models, data = components.checked_components(models, data)
     environment.check_environment(str(model["class_path"]) for model in models.values())
     output = checked_path(output, "output")
     zero_shot = [name for name, model in models.items() if components.is_zero_shot(model)]
-    grid = make_grid(models, data, checks.find_categories(data, categories), shots, seeds, zero_shot)
+    categories = checks.find_categories(data, categories)
+    of_zero_shot = zero_shot_seeds({name: models[name] for name in zero_shot}, data, categories, shots, seeds)
+    grid = make_grid(models, data, categories, shots, seeds, zero_shot, of_zero_shot)
     part = shard_of(grid, shard)
     runs = _missing(part, output, retry_failed=retry_failed)
     refuse_other_table(output)

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from anomalib_aprilgan.comparison.grid import Component
 
-__all__ = ["add_component_arguments", "checked_components", "is_zero_shot", "make_datamodule", "make_model"]
+__all__ = ["add_component_arguments", "checked_components", "class_of", "is_zero_shot", "make_datamodule", "make_model"]
 
 LONGEST_NAME: Final = 100
 """Characters of the longest name of a model."""
@@ -70,7 +70,7 @@ def checked_components(models: Mapping[str, Component], data: Component) -> tupl
 
 def is_zero_shot(model: Component) -> bool:
     """Return whether a model has an argument ``k_shot``; all others are trained."""
-    return "k_shot" in inspect.signature(_class_of(model)).parameters
+    return "k_shot" in inspect.signature(class_of(model)).parameters
 
 
 def make_model(model: Component, k_shot: int) -> AnomalibModule:
@@ -99,6 +99,7 @@ def _parser_of(base: type[Any]) -> ArgumentParser:
     return parser
 
 
-def _class_of(component: Component) -> type[Any]:
+def class_of(component: Component) -> type[Any]:
+    """Import the class of a component."""
     module, _, name = str(component["class_path"]).rpartition(".")
     return cast("type[Any]", getattr(import_module(module or anomalib.models.__name__), name))

@@ -83,6 +83,7 @@ def make_grid(
     shots: Sequence[Shots],
     seeds: Sequence[int],
     zero_shot: Sequence[str],
+    zero_shot_seeds: Sequence[int],
 ) -> list[Run]:
     """List the runs of a comparison.
 
@@ -94,6 +95,7 @@ def make_grid(
         seeds: Seeds.
         zero_shot: Names of the models that work without training images. They take part with 0 shots, but not with the
             whole training split. All others are trained; they take part with the whole split, but not with 0 shots.
+        zero_shot_seeds: Seeds of the runs with 0 shots.
 
     Returns:
         The runs. All runs of a model on a category follow each other, so that they share what was computed once.
@@ -103,7 +105,7 @@ def make_grid(
         for category in categories
         for name, component in models.items()
         for count in shots
-        for seed in seeds
+        for seed in (seeds if count else zero_shot_seeds)
         if count != ("full" if name in zero_shot else 0)
     ]
 
