@@ -15,12 +15,17 @@ from anomalib_aprilgan_plugin import TELEMETRY_SWITCHES, WithoutTelemetry
 
 pytest.importorskip("openvino", reason="needs the extra `export`")
 
-PROGRAM = """
-import socket, sys, os, time
+LOOKED_UP = """
+import socket
 def look_up(host, *arguments, **options):
     open({log!r}, "a").write(host + "\\n")
     raise OSError("no network")
 socket.getaddrinfo = look_up
+"""
+"""What each process does when it starts. From Python 3.14 on, the one that sends messages inherits no patches."""
+
+PROGRAM = """
+import sys, os
 sys.argv = ["anomalib", *sys.argv[1:]]
 before = dict(os.environ)
 import anomalib.cli.cli
@@ -92,8 +97,10 @@ def test_anomalib_s_command_has_none_if_it_names_the_model(arguments: list[str],
     log, config = tmp_path / "log", tmp_path / "config.yaml"
     config.write_text("model:\n  class_path: AprilGan\n", encoding="utf-8")
     given = [argument.format(config=config) for argument in arguments]
-    own = {"ANOMALIB_APRILGAN_AUTOLOAD": "1", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-c", PROGRAM.format(log=str(log)), *given]
+    (tmp_path / "sitecustomize.py").write_text(LOOKED_UP.format(log=str(log)), encoding="utf-8")
+    paths = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    own = {"ANOMALIB_APRILGAN_AUTOLOAD": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": paths}
+    command = [sys.executable, "-c", PROGRAM, *given]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | own, check=False)
     assert done.returncode == 0, done.stderr
     assert log.exists() != is_ours
