@@ -19,7 +19,7 @@ import torch
 from anomalib.data import MVTecAD, PredictDataset
 from lightning.pytorch import seed_everything
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from anomalib_aprilgan import AprilGan, AprilGanModel, AuxiliaryDataModule
@@ -191,10 +191,12 @@ class PassedImages:
 
     def __init__(self, clip: Clip) -> None:
         self.number = 0
-        self.handle = clip.visual.conv1.register_forward_hook(self._add)
+        conv1 = clip.visual.conv1
+        self._forward, conv1.forward = conv1.forward, self._add  # with hooks, nothing is stored
 
-    def _add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.number += len(inputs[0])
+    def _add(self, images: Tensor) -> Tensor:
+        self.number += len(images)
+        return self._forward(images)
 
     def pop(self) -> int:
         number, self.number = self.number, 0

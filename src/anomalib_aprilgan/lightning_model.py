@@ -281,7 +281,7 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         runs.reset_metrics(self.post_processor, evaluator.val_metrics if evaluator else None)
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._prepare_for(runs.evaluated_loaders(self.trainer))
-            self.recent_scores = RecentScores(self.model.digest_of_scores(), self.model.clip.clock)
+            self.recent_scores = RecentScores(self.model.clip.clock)
         elif self.trainer.sanity_checking:  # reads images before `on_train_start`
             run_images.check_files(self.trainer.val_dataloaders)
 
@@ -290,8 +290,6 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
         evaluator = cast("Evaluator | None", self.evaluator)
         runs.reset_metrics(evaluator.test_metrics if evaluator else None)
         self._prepare_for(runs.evaluated_loaders(self.trainer))
-        if self.recent_scores is not None and self.recent_scores.identity != self.model.digest_of_scores():
-            self.recent_scores = None
 
     def on_test_end(self) -> None:
         """Free what the validation has left for the test."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from anomalib_aprilgan.coreset import select_coreset
 from anomalib_aprilgan.method.adapted_clip import AdaptedClip
 from anomalib_aprilgan.method.architecture import AUTO, DEFAULT_BACKBONE, Architecture
-from anomalib_aprilgan.method.clip_weights import digest_of_weights
+from anomalib_aprilgan.method.clip_weights import RememberedDigest, has_hooks
 from anomalib_aprilgan.method.memory_bank import nearest_distances
 from anomalib_aprilgan.method.options import MethodOptions
 from anomalib_aprilgan.method.recent_scores import PatchScores, RecentScores
@@ -89,6 +89,7 @@ class AprilGanModel(AdaptedClip):
         map_stages = method.chosen_stages(architecture.layers)
         super().__init__(architecture, method)
         self.map_stages = map_stages
+        self._adapters_digest, self._banks_digest = RememberedDigest(), RememberedDigest()
         if method.largest_bank is not None:
             for bank in self.state.banks:
                 bank.reduce = partial(select_coreset, size=method.largest_bank)
@@ -159,7 +160,10 @@ class AprilGanModel(AdaptedClip):
     ) -> RawPrediction:
         """Compute the predictions of one pass through the image tower."""
         compute = partial(self._patch_scores, images, tensors, text_features)
-        scores = compute() if recent is None else recent.of(images, text_features, compute)
+        if recent is None or has_hooks(self):
+            scores = compute()
+        else:
+            scores = recent.of(self.digest_of_scores(), images, text_features, compute)
         with full_precision(images.device):
             maps = []
             if scores.logits is not None:
@@ -213,10 +217,13 @@ class AprilGanModel(AdaptedClip):
         return [stage_logits(adapted[stage], text_features) for stage in stages]
 
     def digest_of_scores(self) -> str:
-        """Return a digest of all tensors that image scores and anomaly maps depend on, except the text features."""
-        of_adapters = {f"adapters.{name}": value for name, value in self.adapters.state_dict().items()}
-        of_banks = {f"bank.{number}": bank.tokens for number, bank in enumerate(self.state.banks)}
-        return f"{self.clip.digest_of_tower()}-{digest_of_weights({**of_adapters, **of_banks})}"
+        """Return a digest of all that patch scores depend on, except images, text features and precision."""
+        parts = (
+            self.clip.digest_of_tower(),
+            self._adapters_digest.of(self.adapters),
+            self._banks_digest.of(self.memory_banks),
+        )
+        return f"{parts} {self.layers} {self.reference_layers} {self.map_stages} {self.clip.store is None}"
 
     @property
     def _divisor(self) -> int:

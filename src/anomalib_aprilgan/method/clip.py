@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from anomalib_aprilgan.method.clip_weights import digest_of_weights
+from anomalib_aprilgan.method.clip_weights import RememberedDigest, has_hooks
 from anomalib_aprilgan.method.encoders import ImageFeatures, encode_image
 from anomalib_aprilgan.method.feature_store import FeatureStore, now
 from anomalib_aprilgan.method.text_tower import TextTower
@@ -67,7 +67,7 @@ class Clip(nn.Module):
         self.num_blocks = len(visual.transformer.resblocks)
         self.fingerprint = image.fingerprint
         self.store: FeatureStore | None = None
-        self._digested: tuple[tuple[tuple[int, int], ...], str] = ((), "")
+        self._digest = RememberedDigest()
         self._backbone = backbone
         self.requires_grad_(requires_grad=False)
         self.train(mode=False)
@@ -86,17 +86,14 @@ class Clip(nn.Module):
         Returns:
             The image embeddings, and the patch tokens of each stage.
         """
-        if self.store is None or torch.compiler.is_compiling():
+        if self.store is None or torch.compiler.is_compiling() or has_hooks(self.visual):
             return encode_image(self.visual, images, stages)
         identity = (self._backbone, self.quick_gelu, self.digest_of_tower())
         return self.store.encode_image(self.visual, images, sorted(stages), identity, recurs)
 
     def digest_of_tower(self) -> str:
-        """Return the digest of the image tower's weights, which is computed again if they were replaced or changed."""
-        weights = tuple((weight.data_ptr(), weight._version) for weight in self.visual.parameters())  # noqa: SLF001
-        if self._digested[0] != weights:
-            self._digested = (weights, digest_of_weights(self.visual.state_dict()))
-        return self._digested[1]
+        """Return the digest of the image tower."""
+        return self._digest.of(self.visual)
 
     def clock(self) -> float:
         """Return the time in seconds, with the seconds that stored features have saved added to it."""

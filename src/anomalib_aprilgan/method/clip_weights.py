@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""CLIP weights: reading of files, resizing of the positional embedding, and a digest that identifies weights."""
+"""CLIP weights: reading of files, resizing of the positional embedding, and digests that identify weights."""
 
 import hashlib
 import re
@@ -15,7 +15,14 @@ from torch.nn.functional import interpolate
 
 from anomalib_aprilgan.files.weight_files import non_finite, read_weight_file, refuse_non_finite
 
-__all__ = ["digest_of_weights", "fingerprint", "read_clip_weights", "resize_positional_embedding"]
+__all__ = [
+    "RememberedDigest",
+    "digest_of_weights",
+    "fingerprint",
+    "has_hooks",
+    "read_clip_weights",
+    "resize_positional_embedding",
+]
 
 
 def read_clip_weights(path: Path, without: str | None = None) -> dict[str, Tensor]:
@@ -83,6 +90,35 @@ def digest_of_weights(weights: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {single.dtype} {tuple(single.shape)}".encode())
         digest.update(single.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+class RememberedDigest:
+    """The digest of a module's weights and kinds of layers, computed again only if they were replaced or changed.
+
+    A change shows in addresses and version counters. What goes past these, such as ``weight.data.add_(...)``, shows in
+    up to 256 values of each weight, evenly spaced.
+    """
+
+    def __init__(self) -> None:
+        self._seen: object = None
+        self._digest = ""
+
+    def of(self, module: nn.Module) -> str:
+        """Return the digest of a module, always of the same one."""
+        weights = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+        layers = str([type(layer) for layer in module.modules()])
+        samples = [value.detach().flatten()[:: max(1, value.numel() // 256)].float() for value in weights.values()]
+        sampled = torch.cat(samples).cpu().numpy().tobytes() if samples else b""
+        seen = layers, sampled, [(name, value.data_ptr(), value._version) for name, value in weights.items()]  # noqa: SLF001
+        if self._seen != seen:
+            self._digest = hashlib.sha256(f"{layers} {digest_of_weights(weights)}".encode()).hexdigest()
+            self._seen = seen
+        return self._digest
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether functions of others are called when the module runs, which may change what it returns."""
+    return any(layer._forward_hooks or layer._forward_pre_hooks for layer in module.modules())  # noqa: SLF001
 
 
 def fingerprint(towers: nn.Module) -> str:

@@ -35,35 +35,33 @@ class PatchScores(NamedTuple):
 class RecentScores:
     """Keeps the patch scores of batches in memory.
 
-    They are found by the content of the images and of their text features, and by the precision of the computation.
-    What else determines them is in ``identity``. From :data:`LARGEST_MEMORY` on, no more are kept.
+    They are found by what determines them: the model, the content of the images and of their text features, and the
+    precision of the computation. From :data:`LARGEST_MEMORY` on, no more are kept.
 
     Args:
-        identity: Digest of the model and its setup. Who uses the scores must see to it that it still is the same.
         clock: Returns the time in seconds, to measure what is saved.
 
     Attributes:
-        identity: The digest.
         seconds_saved: Seconds that computing the found scores took the first time, minus the time for finding them.
     """
 
-    def __init__(self, identity: str, clock: Callable[[], float]) -> None:
-        self.identity = identity
+    def __init__(self, clock: Callable[[], float]) -> None:
         self.seconds_saved = 0.0
         self._clock = clock
         self._known: dict[str, tuple[PatchScores, float]] = {}
         self._bytes = 0
 
-    def of(self, images: Tensor, text_features: Tensor, compute: Callable[[], PatchScores]) -> PatchScores:
+    def of(self, model: str, images: Tensor, text_features: Tensor, compute: Callable[[], PatchScores]) -> PatchScores:
         """Return the patch scores of a batch: those that are kept, or computed ones, which are kept then.
 
         Args:
+            model: Digest of the model and its setup.
             images: Pre-processed images, shape ``(N, 3, n, n)``.
             text_features: Their text features, shape ``(2, D)`` or ``(N, 2, D)``.
             compute: Computes the scores.
         """
         start = self._clock()
-        key = _digest(images, text_features)
+        key = _digest(model, images, text_features)
         if key in self._known:
             scores, seconds = self._known[key]
             self.seconds_saved += seconds - (self._clock() - start)
@@ -82,8 +80,8 @@ def _own(scores: PatchScores) -> PatchScores:
     return scores._replace(probability=scores.probability.clone())
 
 
-def _digest(images: Tensor, text_features: Tensor) -> str:
-    digest = hashlib.sha256(repr(precision_of(images)).encode())
+def _digest(model: str, images: Tensor, text_features: Tensor) -> str:
+    digest = hashlib.sha256(f"{model} {precision_of(images)}".encode())
     for tensor in (images, text_features):
         digest.update(str(tuple(tensor.shape)).encode())
         content = tensor.detach().as_subclass(Tensor).cpu().contiguous()
