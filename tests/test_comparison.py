@@ -125,6 +125,15 @@ def test_one_seed_is_enough_where_nothing_is_random(data: dict[str, Any]) -> Non
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_each_seed_counts_if_images_are_augmented_or_the_pre_processor_is_the_user_s(data: dict[str, Any]) -> None:
+    crop = {"class_path": "torchvision.transforms.v2.RandomResizedCrop", "init_args": {"size": 64}}
+    for name in ("test_augmentations", "augmentations"):
+        assert seeds_of(data, **{name: crop}) == [5, 6, 7]
+    turned = {"class_path": "PreProcessor", "init_args": {"transform": crop}}
+    own = {**APRILGAN, "init_args": {**APRILGAN["init_args"], "pre_processor": turned}}
+    assert seeds_of(data, own) == [5, 6, 7]
+
+
 @pytest.mark.parametrize("mode", ["from_test", "from_train"])
 def test_each_seed_counts_if_the_data_are_split_at_random(data: dict[str, Any], mode: str) -> None:
     assert seeds_of(data, val_split_mode=mode) == [5, 6, 7]
@@ -148,6 +157,51 @@ def test_lists_of_images_are_only_read_if_they_decide() -> None:
     absent = {"class_path": "anomalib.data.MVTecAD", "init_args": {"root": "absent"}}
     for shots, seeds in (([2], [0, 1]), ([0, 2], [0])):
         assert zero_shot_seeds({"a": APRILGAN}, absent, ["gravel"], shots, seeds) == seeds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"shots": []}, 'Expected argument `shots` to hold numbers from 0 on, or "full", but got'),
+        ({"shots": [0, -1]}, "but got -1"),
+        ({"shots": [10**23]}, "but got 1000"),
+        ({"shots": ["half"]}, "but got 'half'"),
+        ({"shots": [5000]}, r"`shots` to be at most 6, the number of .* of MVTecAD/gravel, but got 5000\. No run was"),
+        ({"seeds": []}, "Expected argument `seeds` to hold numbers from 0 to 4294967295, but got"),
+        ({"seeds": [0, -5]}, "but got -5"),
+        ({"seeds": [2**32]}, "but got 4294967296"),
+        ({"processes": 0}, "Expected argument `processes` to hold a number from 1 on, but got 0"),
+        ({"processes": -3}, "but got -3"),
+        ({"trainer": {"epochs": 3}}, "`trainer` to hold arguments of Lightning's Trainer, but got epochs"),
+    ],
+)
+def test_wrong_numbers_are_found_before_the_first_run(
+    run: Callable[..., pd.DataFrame], tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(**arguments)
+    assert not (tmp_path / "comparison").exists()
+
+
+def test_a_seed_that_is_given_twice_is_run_once(run: Callable[..., pd.DataFrame]) -> None:
+    """Random states and the seed that later models use are as before."""
+    before = torch.get_rng_state(), os.environ.get("PL_GLOBAL_SEED"), os.environ.get("PYTHONSAFEPATH")
+    assert run(shots=[1, 1], seeds=[3, 3]).seed.tolist() == ["3"]
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (os.environ.get("PL_GLOBAL_SEED"), os.environ.get("PYTHONSAFEPATH")) == before[1:]
+
+
+@pytest.mark.posix
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 cannot do without the current folder")
+def test_processes_import_nothing_from_the_current_folder(
+    run: Callable[..., pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    for name in ("multiprocessing", "signal", "threading"):
+        (tmp_path / "here" / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "here")
+    assert set(run(shots=[1], seeds=[0, 1], processes=2).status) == {"done"}
+    assert not (tmp_path / "ran").exists()
 
 
 def test_shards_share_the_grid() -> None:
@@ -415,7 +469,7 @@ def test_names_of_models_and_categories(run: Callable[..., pd.DataFrame], tmp_pa
     """Names with slashes, dots and HTML, formulas and Markdown, and 100 characters stay in their folder and cell."""
     category = "v1.0, left 50%#a"  # anomalib refuses paths with letters beyond ASCII
     shutil.copytree(sample_root / "gravel", tmp_path / "root" / category)
-    names = ["../../april/zero", "<script>|".ljust(100, "x"), "=cmd|' /C calc'!`A`"]
+    names = ["../../april/zero", "<script>|".ljust(100, "x"), "=cmd|' /C calc'!`A` \u0645\u06cc\u200c\u062e\u0648"]
     data = {"class_path": "MVTecAD", "init_args": {"root": str(tmp_path / "root"), "num_workers": 0}}
     table = run(models=dict.fromkeys(names, APRILGAN), data=data, categories=None)
     assert table.model.tolist() == names

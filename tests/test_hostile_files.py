@@ -160,6 +160,13 @@ def test_configurations_that_multiply_are_refused(tmp_path: Path, capsys: pytest
                 main(["compare", *argument])
             assert expected in str(stopped.value), name
             assert str(path) in str(stopped.value)
+    for suffix in (".txt", ".YAML"):  # which jsonargparse reads as YAML, too
+        path = (tmp_path / "laughs.yaml").rename(tmp_path / f"laughs{suffix}")
+        with pytest.raises(SystemExit, match="at most 100000 values"):
+            main(["compare", "--config", str(path)])
+        path.rename(tmp_path / "laughs.yaml")
+    with pytest.raises(SystemExit, match="to be a file, but"):
+        main(["compare", "--config", str(tmp_path)])
     with pytest.raises(SystemExit) as stopped:
         main(["compare", "--trainer", "{" + ", ".join(line for line in lines) + "}"])
     assert "at most 100000 values" in str(stopped.value)

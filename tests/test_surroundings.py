@@ -135,20 +135,13 @@ def test_runs_of_an_engine_change_nothing_but_random_states(
 
 
 @pytest.mark.slow
-def test_comparisons_change_nothing_but_the_seed(sample_root: Path, tmp_path: Path) -> None:
+def test_comparisons_change_nothing(sample_root: Path, tmp_path: Path) -> None:
     def use() -> None:
         compare(**comparison(sample_root, tmp_path / "comparison", retry_failed=True))
         shutil.rmtree(tmp_path / "comparison/runs")
 
     use()
-    found = changes(use)
-    assert set(found) <= {"torch", "random", "numpy", "environment"}
-    if "environment" in found:
-        before, after = found["environment"]
-        assert {name for name in {*before, *after} if before.get(name) != after.get(name)} <= {
-            "PL_GLOBAL_SEED",
-            "PL_SEED_WORKERS",
-        }
+    assert not changes(use)
 
 
 def comparison(sample_root: Path, output: Path, **others: Any) -> dict[str, Any]:
@@ -230,7 +223,7 @@ def test_several_processes_share_a_comparison(
 
     def work(shard: str | None) -> None:
         torch.set_num_threads(1)
-        compare(**comparison(sample_root, tmp_path / "comparison", seeds=[0, 1, 2, 3, 4, 5], shard=shard))
+        compare(**comparison(sample_root, tmp_path / "comparison", shots=[1], seeds=[0, 1, 2, 3, 4, 5], shard=shard))
 
     workers = [multiprocessing.get_context("fork").Process(target=work, args=(shard,)) for shard in shards]
     for worker in workers:

@@ -3,9 +3,12 @@
 
 """Checks before the first run, so that missing data or weights are found once and not by every run."""
 
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from anomalib.data import AnomalibDataModule
+from lightning.pytorch import Trainer
 
 from anomalib_aprilgan.comparison.components import make_datamodule
 from anomalib_aprilgan.comparison.grid import Component, Run
@@ -13,12 +16,13 @@ from anomalib_aprilgan.comparison.kept_model import model_of
 from anomalib_aprilgan.datamodule import category_folders
 from anomalib_aprilgan.files.adapter_files import find_adapters
 from anomalib_aprilgan.integration.quiet import quietly
+from anomalib_aprilgan.integration.references import normal_training_files
 from anomalib_aprilgan.integration.runs import describe
 from anomalib_aprilgan.integration.setup import with_adapter
 from anomalib_aprilgan.lightning_model import AprilGan
 from anomalib_aprilgan.method.adapters import StageAdapters
 
-__all__ = ["check_data", "check_models", "find_categories", "read_lists"]
+__all__ = ["check_data", "check_models", "check_trainer", "find_categories", "read_lists"]
 
 
 def find_categories(data: Component, wanted: Sequence[str] | None) -> list[str]:
@@ -60,10 +64,35 @@ def check_data(runs: Iterable[Run]) -> None:
     """Read the lists of images of every category.
 
     Raises:
-        ValueError: If the data of a category are missing, or cannot be read.
+        ValueError: If the data of a category are missing, cannot be read, or have fewer normal training images than a
+            run needs.
     """
+    needed: dict[str, int] = {}
+    runs = list(runs)
+    for run in runs:
+        needed[run.category] = max(needed.get(run.category, 0), 0 if run.shots == "full" else run.shots)
     for run in {run.category: run for run in runs}.values():
-        read_lists(make_datamodule(run.datamodule, run.category))
+        datamodule = make_datamodule(run.datamodule, run.category)
+        read_lists(datamodule)
+        number = len(normal_training_files(datamodule)) if needed[run.category] else 0
+        if number < needed[run.category]:
+            msg = (
+                f"Expected argument `shots` to be at most {number}, the number of normal training images of "
+                f"{f'{run.data}/{run.category}'.rstrip('/')}, but got {needed[run.category]}. No run was started."
+            )
+            raise ValueError(msg)
+
+
+def check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Check the names of arguments of anomalib's Engine.
+
+    Raises:
+        ValueError: If one is unknown.
+    """
+    known = inspect.signature(Trainer).parameters
+    if unknown := [name for name in trainer if name not in known]:
+        msg = f"Expected argument `trainer` to hold arguments of Lightning's Trainer, but got {', '.join(unknown)}."
+        raise ValueError(msg)
 
 
 def read_lists(datamodule: AnomalibDataModule) -> None:

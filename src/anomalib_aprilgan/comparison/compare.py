@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from anomalib_aprilgan.comparison.folder import TRACEBACKS, prepare_folder
-from anomalib_aprilgan.comparison.grid import Component, Run, Shots, make_grid, shard_of
+from anomalib_aprilgan.comparison.grid import Component, Run, Shots, checked_numbers, make_grid, shard_of
 from anomalib_aprilgan.comparison.results import DONE, FAILED, KEY, read_runs, refuse_other_table
 from anomalib_aprilgan.files.paths import checked_path
 
@@ -78,8 +78,9 @@ def compare(
             f"got {shard!r} and {processes!r}."
         )
         raise ValueError(msg)
+    shots, seeds = checked_numbers(shots, seeds, processes)
     from anomalib_aprilgan.comparison import checks, components, environment, report  # noqa: PLC0415
-    from anomalib_aprilgan.comparison.execution import do_runs  # noqa: PLC0415
+    from anomalib_aprilgan.comparison.execution import do_runs, surroundings  # noqa: PLC0415
     from anomalib_aprilgan.comparison.job import ComparisonOptions  # noqa: PLC0415
     from anomalib_aprilgan.comparison.scheduler import check_cluster  # noqa: PLC0415
     from anomalib_aprilgan.comparison.zero_shot_seeds import zero_shot_seeds  # noqa: PLC0415
@@ -89,21 +90,23 @@ def compare(
     environment.check_environment(str(model["class_path"]) for model in models.values())
     output = checked_path(output, "output")
     zero_shot = [name for name, model in models.items() if components.is_zero_shot(model)]
-    categories = checks.find_categories(data, categories)
-    of_zero_shot = zero_shot_seeds({name: models[name] for name in zero_shot}, data, categories, shots, seeds)
-    grid = make_grid(models, data, categories, shots, seeds, zero_shot, of_zero_shot)
-    part = shard_of(grid, shard)
-    runs = _missing(part, output, retry_failed=retry_failed)
-    refuse_other_table(output)
-    if scheduler is not None and runs:
-        check_cluster(scheduler)
-    checks.check_data(runs)
-    checks.check_models(runs)
-    prepare_folder(output)
-    print(f"{len(runs)} of {len(grid)} runs are to be done{f' here (shard {shard})' if shard else ''}.")  # noqa: T201
-    if runs:
-        options = ComparisonOptions(output, dict(trainer or {}), examples, checked_features(features))
-        do_runs(runs, options, processes, scheduler)
+    checks.check_trainer(trainer or {})
+    with surroundings():
+        categories = checks.find_categories(data, categories)
+        of_zero_shot = zero_shot_seeds({name: models[name] for name in zero_shot}, data, categories, shots, seeds)
+        grid = make_grid(models, data, categories, shots, seeds, zero_shot, of_zero_shot)
+        part = shard_of(grid, shard)
+        runs = _missing(part, output, retry_failed=retry_failed)
+        refuse_other_table(output)
+        if scheduler is not None and runs:
+            check_cluster(scheduler)
+        checks.check_data(runs)
+        checks.check_models(runs)
+        prepare_folder(output)
+        print(f"{len(runs)} of {len(grid)} runs are to be done{f' here (shard {shard})' if shard else ''}.")  # noqa: T201
+        if runs:
+            options = ComparisonOptions(output, dict(trainer or {}), examples, checked_features(features))
+            do_runs(runs, options, processes, scheduler)
     written = report.write_report(output)
     rows = _rows_by_key(read_runs(output))
     failed = [run for run in part if rows.get(run.key, {}).get("status") == FAILED]

@@ -22,6 +22,10 @@ LONGEST_NAME: Final = 100
 """Characters of the longest name of a model."""
 
 
+JOINERS: Final = (0x00A0, 0x200C, 0x200D)
+"""Characters that Python does not call printable, but names may have: a space, and two that Persian and emoji need."""
+
+
 def add_component_arguments(parser: ArgumentParser) -> None:
     """Add the arguments ``models`` and ``data``, written as on anomalib's command line, to a parser."""
     parser.add_argument("--models", type=dict[str, AnomalibModule], required=True, help="Models by names of your own.")
@@ -43,7 +47,8 @@ def checked_components(models: Mapping[str, Component], data: Component) -> tupl
             name is unsuitable.
     """
     for name, model in models.items():
-        if not name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
+        shown = name.translate(dict.fromkeys(JOINERS))
+        if not shown.strip() or not shown.isprintable() or len(name) > LONGEST_NAME:
             msg = (
                 f"Expected argument `models` to have names of one line and at most {LONGEST_NAME} characters, but got "
                 f"{name[:LONGEST_NAME]!r}. The names are those of the models in tables and plots."

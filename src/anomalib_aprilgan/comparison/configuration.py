@@ -25,20 +25,31 @@ def check_configurations(arguments: Iterable[str]) -> None:
         arguments: Arguments of the command.
 
     Raises:
-        ValueError: If one is too large, or is no YAML. The message names it.
+        ValueError: If one is too large, or is no YAML or no file. The message names it.
     """
+    previous = ""
     for argument in arguments:
-        value = argument.partition("=")[2] if argument.startswith("--") else argument
-        text, name = _read(value)
+        option, _, given = argument.partition("=")
+        value = given if argument.startswith("--") else argument
+        text, name = _read(value, is_named=previous == "--config" or option == "--config" != argument)
         if text is not None:
             _check(text, name)
+        previous = argument
 
 
-def _read(value: str) -> tuple[str | None, str]:
-    """Return the YAML of an argument and its name; ``None`` if it is neither a file nor holds aliases."""
+def _read(value: str, *, is_named: bool) -> tuple[str | None, str]:
+    """Return the YAML of an argument and its name; ``None`` if it is neither a file nor holds aliases.
+
+    Args:
+        value: The argument's value.
+        is_named: Whether the argument is ``--config``, so that the value is a file with any suffix.
+    """
     path = Path(value)
     try:
-        if path.suffix in {".yaml", ".yml", ".json"} and path.is_file():
+        if is_named and path.exists() and not path.is_file():
+            msg = f"Expected argument `config` to be a file, but {path} is a folder, a named pipe or a device."
+            raise ValueError(msg)
+        if (is_named or path.suffix.lower() in {".yaml", ".yml", ".json"}) and path.is_file():
             if path.stat().st_size > LARGEST_FILE:
                 msg = f"Expected a configuration of at most {LARGEST_FILE} bytes, but {path} is larger."
                 raise ValueError(msg)

@@ -4,19 +4,44 @@
 """Does the runs of a comparison with anomalib's runners."""
 
 import gc
+import os
 import sys
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 import torch
 from anomalib.pipelines.components.runners import ParallelRunner, SerialRunner
 from anomalib.pipelines.components.runners.parallel import ParallelExecutionError
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from anomalib_aprilgan.comparison.grid import Run
 from anomalib_aprilgan.comparison.job import ComparisonJobs, ComparisonOptions, RunNotSavedError
 from anomalib_aprilgan.comparison.kept_model import release
 from anomalib_aprilgan.comparison.scheduler import ClusterError, ClusterRunner
 
-__all__ = ["do_runs"]
+__all__ = ["do_runs", "surroundings"]
+
+SAFE_PATH = "PYTHONSAFEPATH"
+"""Variable with which Python (from 3.11 on) starts processes that import nothing from the current folder."""
+
+
+@contextmanager
+def surroundings() -> Iterator[None]:
+    """Start processes that import nothing from the current folder, and leave random states and variables as they were.
+
+    Runs seed the random generators and set variables with the seed, by which models later draw their references.
+    """
+    before = {name: os.environ.get(name) for name in (SAFE_PATH, "PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
+    os.environ[SAFE_PATH] = "1"
+    try:
+        with isolate_rng():
+            yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def do_runs(runs: list[Run], options: ComparisonOptions, processes: int | None, scheduler: str | None = None) -> None:

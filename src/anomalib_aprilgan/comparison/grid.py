@@ -5,19 +5,23 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from anomalib_aprilgan.comparison.results import KEY
 
-__all__ = ["Component", "Run", "Shots", "make_grid", "shard_of"]
+__all__ = ["Component", "Run", "Shots", "checked_numbers", "make_grid", "shard_of"]
 
 Component = Mapping[str, Any]
 """A class of anomalib with its arguments: ``class_path`` and ``init_args``."""
 
 Shots = int | Literal["full"]
 """Number of normal reference images; ``"full"``: the whole training split."""
+
+LARGEST_SEED = 2**32 - 1
+"""Largest seed of numpy's global generator."""
 
 IGNORED_ARGUMENTS = ("category", "num_workers", "evaluator", "visualizer")
 """Arguments left out of the settings: they have a column of their own, or do not change a result."""
@@ -74,6 +78,39 @@ class Run:
 
 def _relevant(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name not in IGNORED_ARGUMENTS}
+
+
+def checked_numbers(
+    shots: Sequence[Shots], seeds: Sequence[int], processes: int | None
+) -> tuple[list[Shots], list[int]]:
+    """Check numbers of a comparison that do not depend on its data, and drop those that are given twice.
+
+    Args:
+        shots: Numbers of reference images.
+        seeds: Seeds.
+        processes: Number of processes.
+
+    Returns:
+        Numbers of reference images, and seeds.
+
+    Raises:
+        ValueError: If one is out of its range, or there are none.
+    """
+    is_wrong = processes is not None and not _is_in(processes, least=1)
+    for name, expected, values, wrong in (
+        ("shots", 'numbers from 0 on, or "full"', shots, [one for one in shots if one != "full" and not _is_in(one)]),
+        ("seeds", f"numbers from 0 to {LARGEST_SEED}", seeds, [one for one in seeds if not _is_in(one, LARGEST_SEED)]),
+        ("processes", "a number from 1 on", [processes], [processes] if is_wrong else []),
+    ):
+        if wrong or not values:
+            msg = f"Expected argument `{name}` to hold {expected}, but got {wrong[0] if wrong else None!r}."
+            raise ValueError(msg)
+    return list(dict.fromkeys(shots)), list(dict.fromkeys(seeds))
+
+
+def _is_in(value: object, largest: int = sys.maxsize, least: int = 0) -> bool:
+    """Whether a value is a whole number from the least to the largest one."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= largest
 
 
 def make_grid(

@@ -38,17 +38,24 @@ def zero_shot_seeds(
     Raises:
         ValueError: If the data of a category are missing, or cannot be read.
     """
-    is_needed = 0 in shots and len(seeds) > 1 and all(map(_is_determined, models.values()))
+    is_needed = 0 in shots and len(seeds) > 1 and _has_own_images(data) and all(map(_is_determined, models.values()))
     if not is_needed or any(_draws(data, category) for category in categories):
         return list(seeds)
     return list(seeds[:1])
 
 
 def _is_determined(model: Component) -> bool:
-    """Whether a model is known to be the same for each seed."""
-    kind = class_of(model)
-    has_adapters = (model.get("init_args") or {}).get("adapter", "auto") is not None
-    return issubclass(kind, WinClip) or (issubclass(kind, AprilGan) and has_adapters)
+    """Whether a model is known to be the same for each seed: one of two classes, with adapters and own components."""
+    kind, arguments = class_of(model), model.get("init_args") or {}
+    has_own = all(arguments.get(name, True) is True for name in ("pre_processor", "post_processor"))
+    return has_own and (kind is WinClip or (kind is AprilGan and arguments.get("adapter", "auto") is not None))
+
+
+def _has_own_images(data: Component) -> bool:
+    """Whether a datamodule is known to give the same images each time: one of anomalib, without augmentations."""
+    arguments = data.get("init_args") or {}
+    is_known = class_of(data).__module__.partition(".")[0] == "anomalib"
+    return is_known and not any(value for name, value in arguments.items() if name.endswith("augmentations"))
 
 
 def _draws(data: Component, category: str) -> bool:
