@@ -145,6 +145,18 @@ def test_a_full_disk_keeps_the_checkpoint(train: Callable[..., Engine], small_di
     assert path.read_bytes() == saved[0]
 
 
+def test_a_full_disk_keeps_what_is_saved_after_a_run(train: Callable[..., Engine], small_disk: Path) -> None:
+    path, trainer = small_disk / "model.ckpt", train().trainer
+    trainer.save_checkpoint(path)
+    before = path.read_bytes()
+    (small_disk / "rest").write_bytes(bytes((1 << 20) - len(before) - 5_000))
+    for weights_only in (False, True):
+        with pytest.raises(OSError, match=r"No space left on device, .*'[^']*/model\.ckpt'"):
+            trainer.save_checkpoint(path, weights_only=weights_only)
+        assert path.read_bytes() == before
+        assert isinstance(trainer.strategy.checkpoint_io, AnomalibCheckpointIO)
+
+
 def test_only_lightning_s_own_writing_is_replaced_and_only_during_a_run(train: Callable[..., Engine]) -> None:
     during = []
     look = SaveAtEnd(lambda trainer: during.append(trainer.strategy.checkpoint_io))

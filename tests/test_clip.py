@@ -4,6 +4,8 @@
 """The frozen CLIP: recorded features, formats of weight files, and error messages."""
 
 import pickle
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
@@ -613,3 +615,9 @@ def test_missing_weights_are_named(make_clip, weights, tmp_path, name):
     with pytest.raises(ValueError, match="do not fit the architecture") as error:
         make_clip(pretrained=tmp_path / "clip.pt")
     assert name in str(error.value)
+
+
+def test_a_tokenizer_leaves_the_root_logger_as_it_is() -> None:
+    """open_clip logs through it, and Python gives it a handler then."""
+    program = "import logging, sys; from anomalib_aprilgan.method.towers import tokenizer_of; tokenizer_of('ViT-B-16')"
+    subprocess.run([sys.executable, "-c", f"{program}; sys.exit(bool(logging.getLogger().handlers))"], check=True)

@@ -733,7 +733,7 @@ def other_files(root: Path, official_adapter: Path) -> dict[str, Kind]:
         "similarities": Kind(
             "text.json", cosines, lambda path: similarities(model, ["coin", "screw"], path), changed_json
         ),
-        "index of results": Kind(INDEX, b"images/a.png\npredictions.csv\n", clear, changed_list),
+        "index of results": Kind(INDEX, b'"images/a.png"\n"predictions.csv"\n', clear, changed_list),
         "cached adapters": Kind(
             PUBLISHED["visa"].file_name, official_adapter.read_bytes(), use_cache, changed_torch, is_protected=True
         ),

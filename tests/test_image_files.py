@@ -13,10 +13,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from anomalib.data import MVTecAD
+from anomalib.data import ImageBatch, MVTecAD, PredictDataset
 from anomalib.data.utils import read_image, read_mask
 from anomalib.engine import Engine
 from PIL import Image, ImageOps
+from torch.utils.data import DataLoader
 
 from anomalib_aprilgan.integration.image_files import check_image_files
 
@@ -108,6 +109,24 @@ def test_rotated_photographs_are_refused(tmp_path):
             check_image_files([path])
     for suffix in (".jpg", ".png", ".webp"):
         check_image_files([write(tmp_path / f"upright{suffix}", exif=exif(1))])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damage_that_shows_only_in_the_pixels_is_named(tmp_path, make_lightning_model, sample_root, workers):
+    """The checksums of such a PNG are right, but pixels are missing."""
+    folder = tmp_path / "images"
+    shutil.copytree(sample_root / "coins/test/good", folder)
+    path = folder / "001.png"
+    header = struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for part in (b"IHDR" + header, b"IDAT" + zlib.compress(bytes(100)), b"IEND"):
+        content += struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
+    path.write_bytes(content)
+    model = make_lightning_model(class_name="coins")
+    dataset = PredictDataset(folder, transform=model.pre_processor.resize)
+    loader = DataLoader(dataset, num_workers=workers, collate_fn=ImageBatch.collate)
+    with pytest.raises(ValueError, match=r"001\.png is damaged or no image \(image file is trunc.*replace or remove"):
+        quiet_engine(tmp_path / "run").predict(model, dataloaders=loader)
 
 
 def test_an_orientation_at_the_end_of_a_png_is_found(tmp_path):

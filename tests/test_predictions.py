@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -264,11 +265,28 @@ def test_an_index_of_files_removes_nothing_outside_its_folder(
     outside = tmp_path / "results/AprilGan/precious.png"
     outside.write_bytes(b"precious")
     with (results(tmp_path) / "images" / INDEX).open("a", encoding="utf-8") as index:
-        index.write("../../precious.png\n")
+        index.write('"../../precious.png"\n')
 
     predict(make_lightning_model(), shots)
 
     assert outside.is_file()
+
+
+@pytest.mark.posix
+def test_a_line_break_in_a_name_removes_no_file_of_others(
+    make_lightning_model: MakeModel, predict: Predict, shots: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    shutil.copy(next(shots.rglob("*.png")), folder / "new\nline.png")
+    predict(make_lightning_model(), folder)
+    foreign = results(tmp_path) / "images/line.png"
+    foreign.write_bytes(b"foreign")
+    written = [path for path in results(tmp_path).rglob("*") if "\n" in path.name]
+    assert written
+    predict(make_lightning_model(), shots)
+    assert foreign.read_bytes() == b"foreign"
+    assert not any(path.exists() for path in written)
 
 
 def test_names_of_any_script_and_format_are_kept_apart(

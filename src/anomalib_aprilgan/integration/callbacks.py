@@ -25,6 +25,7 @@ from anomalib_aprilgan.integration.post_processing import AprilGanPostProcessor
 from anomalib_aprilgan.integration.pre_processing import AprilGanPreProcessor
 from anomalib_aprilgan.integration.predictions import PredictionTable
 from anomalib_aprilgan.integration.processes import drop_repeated_images
+from anomalib_aprilgan.integration.run_images import name_unreadable_files
 from anomalib_aprilgan.integration.visualizer import AprilGanVisualizer
 
 __all__ = ["ModelCallback", "model_callbacks"]
@@ -168,11 +169,12 @@ class ModelCallback(Callback):
                 logger.warning(calibration.warning)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Explain the fault of the run's checkpoint, if it has one. On the command line, print the message alone."""
+        """Explain faults of the run's checkpoint or images. On the command line, print the message alone."""
         WholeCheckpoints.end(trainer)
         self._close_store(pl_module)
         if pl_module is not self._model or not isinstance(exception, Exception):
             return
         if trainer.ckpt_path is not None:
             with_short_errors(check_checkpoint)(trainer.ckpt_path)
+        with_short_errors(name_unreadable_files)(trainer, exception)
         end_command(exception)

@@ -26,17 +26,24 @@ class WholeCheckpoints(CheckpointIO):
 
     Args:
         other: The other one, which also writes to remote storage.
+        trainer: A trainer that is left as it was after one checkpoint; ``None``: :meth:`end` does that.
     """
 
-    def __init__(self, other: CheckpointIO) -> None:
+    def __init__(self, other: CheckpointIO, trainer: Trainer | None = None) -> None:
         self.other = other
+        self._trainer = trainer
 
     @classmethod
-    def begin(cls, trainer: Trainer) -> None:
-        """Write the checkpoints of a run in one step, unless the user has chosen how they are written."""
+    def begin(cls, trainer: Trainer, *, once: bool = False) -> None:
+        """Write checkpoints in one step until the end of a run, unless the user has chosen how they are written.
+
+        Args:
+            trainer: The trainer.
+            once: Only write the next checkpoint so.
+        """
         current = trainer.strategy.checkpoint_io
         if type(current) in {AnomalibCheckpointIO, TorchCheckpointIO}:
-            trainer.strategy.checkpoint_io = cls(current)
+            trainer.strategy.checkpoint_io = cls(current, trainer if once else None)
 
     @classmethod
     def end(cls, trainer: Trainer) -> None:
@@ -56,6 +63,8 @@ class WholeCheckpoints(CheckpointIO):
         Raises:
             OSError: If it cannot be written. An earlier checkpoint of the same name is kept.
         """
+        if self._trainer is not None:
+            self.end(self._trainer)
         if storage_options is not None or "://" in str(path):
             self.other.save_checkpoint(checkpoint, path, storage_options)
             return

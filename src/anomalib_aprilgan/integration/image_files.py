@@ -12,13 +12,23 @@ from typing import Any, NamedTuple
 
 from PIL import ExifTags, Image, TiffImagePlugin
 
-__all__ = ["Problem", "Size", "check_image_files", "describe_problems", "find_problems", "refuse_problems"]
+__all__ = [
+    "Problem",
+    "Size",
+    "check_image_files",
+    "describe_problems",
+    "find_problems",
+    "find_unreadable",
+    "refuse_problems",
+]
 
 Size = tuple[int, int]
 """Width and height in pixels."""
 
 FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "DIB", "PPM", "WEBP", "GIF", "JPEG2000", "AVIF")
 """Formats of images. PIL tells a format by a file's content, not by its suffix, and runs other programs for some."""
+
+DAMAGED = "If a file is damaged, or of a format that Pillow cannot read, replace or remove it."
 
 TURNED = range(2, 9)
 """EXIF orientations of images whose pixels are stored rotated or mirrored."""
@@ -108,6 +118,29 @@ def find_problems(
     return sizes, problems
 
 
+def find_unreadable(files: Iterable[str | Path]) -> list[Problem]:
+    """Find files that cannot be decoded, by decoding each completely. The checks before a run are quicker.
+
+    Args:
+        files: Image or mask files.
+
+    Returns:
+        The problems.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(_decoding_problem, dict.fromkeys(map(str, files)))
+        return [problem for problem in found if problem is not None]
+
+
+def _decoding_problem(file: str) -> Problem | None:
+    try:
+        with Image.open(file) as image:
+            image.load()
+    except Exception as error:  # PIL raises errors of many types for damaged files
+        return Problem(file, f"{file} is damaged or no image ({error})", DAMAGED)
+    return None
+
+
 def describe_problems(problems: Sequence[Problem]) -> str:
     """Describe up to ten problems, and what the user can do."""
     more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""  # noqa: PLR2004
@@ -170,8 +203,7 @@ def _read_size(path: Path, *, is_mask: bool) -> Size | Problem:
         remedy = "Shrink images that are too large or cut them into tiles; `PIL.Image.MAX_IMAGE_PIXELS` sets the limit."
         return Problem(str(path), f"{path} is too large ({error})", remedy)
     except Exception as error:  # PIL raises errors of many types for damaged files
-        remedy = "If a file is damaged, or of a format that Pillow cannot read, replace or remove it."
-        return Problem(str(path), f"{path} is damaged or no image ({error})", remedy)
+        return Problem(str(path), f"{path} is damaged or no image ({error})", DAMAGED)
     if bits > 8 and not (is_mask and mode.startswith(("I", "F"))):  # noqa: PLR2004  # grey masks are read rightly
         remedy = (
             "Images of more bits would be read as nearly black or white: convert them to 8 bits per channel, scaled"

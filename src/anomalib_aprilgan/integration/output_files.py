@@ -4,6 +4,7 @@
 """Files that a run writes for its images: one distinct path per image, and no files of an earlier run beside them."""
 
 import errno
+import json
 import os
 from collections.abc import Iterable, Iterator
 from io import BytesIO
@@ -121,8 +122,8 @@ class OutputFolder:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with (self.folder / self._index).open("a", encoding="utf-8", errors="surrogateescape") as index:
-                index.write(f"{path.relative_to(self.folder).as_posix()}\n")
+            with (self.folder / self._index).open("a", encoding="utf-8") as index:
+                index.write(f"{json.dumps(path.relative_to(self.folder).as_posix())}\n")  # names may have line breaks
         except OSError as error:
             raise _not_written(error, path) from error
         return path
@@ -141,17 +142,19 @@ class OutputFolder:
         indices = sorted(self.folder.glob(f"{INDEX}*"))
         trainer.strategy.barrier("output files are found")
         for index in indices if trainer.is_global_zero else ():
-            for line in index.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-                self._remove(self.folder / line)
+            for line in index.read_text(encoding="utf-8", errors="replace").split("\n"):
+                self._remove(line)
             index.unlink()
         trainer.strategy.barrier("output files are removed")
         return bool(indices)
 
-    def _remove(self, path: Path) -> None:
+    def _remove(self, line: str) -> None:
+        """Remove the file that a line of an index names, and folders that are empty then."""
         try:
+            path = self.folder / json.loads(line)
             if not path.resolve().is_relative_to(self.folder.resolve()) or not path.is_file():
                 return
-        except (OSError, ValueError):  # a line of a damaged index, which names no file
+        except (OSError, RecursionError, TypeError, ValueError):  # a damaged line, which names no file
             return
         path.unlink()
         for parent in path.relative_to(self.folder).parents:

@@ -13,11 +13,18 @@ from anomalib.data.utils import LabelName
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from anomalib_aprilgan.integration.image_files import Problem, Size, describe_problems, find_problems, refuse_problems
+from anomalib_aprilgan.integration.image_files import (
+    Problem,
+    Size,
+    describe_problems,
+    find_problems,
+    find_unreadable,
+    refuse_problems,
+)
 from anomalib_aprilgan.integration.processes import gather, part_of_this_process
 from anomalib_aprilgan.integration.runs import data_sources
 
-__all__ = ["check_files", "datasets_behind", "drop_bad_images", "image_files"]
+__all__ = ["check_files", "datasets_behind", "drop_bad_images", "image_files", "name_unreadable_files"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +89,25 @@ def drop_bad_images(trainer: Trainer) -> None:
     if trainer.is_global_zero:
         for warning in dict.fromkeys(warnings):  # validation and test split may be the same
             logger.warning(warning)
+
+
+def name_unreadable_files(trainer: Trainer, error: BaseException) -> None:
+    """Name the files that a run could not read: PIL's errors do not, and some damage shows only in the pixels.
+
+    Args:
+        trainer: The trainer of the run that has failed.
+        error: What it failed with. Nothing is read unless it may come from PIL.
+
+    Raises:
+        ValueError: If files of the run cannot be read.
+    """
+    if isinstance(error, OSError | SyntaxError) and getattr(error, "errno", None) is None:
+        files = [
+            file
+            for dataset in _datasets(trainer)
+            for file in (*_image_files(dataset), *(mask for _, mask in _mask_files(dataset) if mask))
+        ]
+        refuse_problems(find_unreadable(files))
 
 
 def _datasets(trainer: Trainer) -> list[object]:

@@ -24,6 +24,7 @@ from anomalib_aprilgan.files.paths import checked_path
 from anomalib_aprilgan.integration import checkpoints, preparation, runs
 from anomalib_aprilgan.integration.building import Blueprint
 from anomalib_aprilgan.integration.callbacks import model_callbacks
+from anomalib_aprilgan.integration.checkpoint_files import WholeCheckpoints
 from anomalib_aprilgan.integration.command_line import with_short_errors
 from anomalib_aprilgan.integration.components import check_components, components_to_restore, write_components
 from anomalib_aprilgan.integration.metrics import paper_evaluator
@@ -227,6 +228,8 @@ class SetupModule(LightningModule):
         checkpoint["hyper_parameters"] = {"learning_rate": self.learning_rate}
         checkpoint["state_dict"] = checkpoints.without_metrics(checkpoint)
         write_components(checkpoint, cast("AnomalibModule", self))
+        if (trainer := getattr(self, "_trainer", None)) is not None:  # the user may save a checkpoint after a run
+            WholeCheckpoints.begin(trainer, once=runs.running_trainer(self) is None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take from the checkpoint what no argument says: the architecture, and options of the components."""

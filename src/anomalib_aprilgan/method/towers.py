@@ -9,6 +9,7 @@ Releases of open_clip treat OpenAI's weights differently: 2.24 forces QuickGELU 
 
 import difflib
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import nullcontext
@@ -154,7 +155,12 @@ class _WithoutInitialisation(TorchFunctionMode):
 @cache
 def tokenizer_of(backbone: str) -> Callable[[list[str]], Tensor]:
     """Return the tokenizer of an architecture: it maps ``S`` sentences to token ids, shape ``(S, context_length)``."""
-    return open_clip.get_tokenizer(backbone)
+    root, nothing = logging.getLogger(), logging.NullHandler()
+    root.addHandler(nothing)  # open_clip logs through the root logger, which Python would configure otherwise
+    try:
+        return open_clip.get_tokenizer(backbone)
+    finally:
+        root.removeHandler(nothing)
 
 
 def runs_batch_first() -> bool:
