@@ -169,6 +169,7 @@ def test_run_onnx(
         assert heatmap.size == (64, 64)
 
 
+@pytest.mark.slow
 def test_benchmark_export(tmp_path: Path, capsys: Any) -> None:
     """One form of a small model; the real thing takes half an hour."""
     script = runpy.run_path(str(EXAMPLES / "benchmark_export.py"))

@@ -195,6 +195,7 @@ def test_scores_differ_from_image_to_image(exported: Exported) -> None:
     assert np.std(scores) > 0.01
 
 
+@pytest.mark.slow
 def test_a_model_with_a_fixed_input_size(make_lightning_model: Make, tmp_path: Path, files: Path) -> None:
     model = make_lightning_model(image_size=SIDE, class_name="gravel")
     path = quiet_engine(tmp_path).export(model, "onnx", export_root=tmp_path, input_size=(120, 200))
@@ -297,7 +298,9 @@ def auroc(predict: Predict, datamodule: MVTecAD, model: AprilGan) -> tuple[float
     return float(image.compute()), float(pixel.compute())
 
 
-@pytest.mark.parametrize("name", ["int8", "int8_ptq", pytest.param("int8_acq", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["int8", *(pytest.param(f"int8_{how}", marks=pytest.mark.slow) for how in ("ptq", "acq"))]
+)
 def test_8_bit_models_are_nearly_as_good(name: str, held_out: tuple[MVTecAD, AprilGan, Path], tmp_path: Path) -> None:
     """Image AUROC falls by at most 0.02 and pixel AUROC by at most 0.01."""
     datamodule, model, path = held_out

@@ -455,7 +455,8 @@ def test_adapters_are_trained_with_windows_and_fit_models_without(
 # ---- Export ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shots", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("shots", [0, 2])
 def test_exported_models_predict_the_same(
     make_lightning_model: Make, sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shots: int
 ) -> None:
