@@ -67,6 +67,10 @@ def check_checkpoint(path: str | Path) -> None:
     with anomalib_safe_globals():
         content, _ = read_weight_file(path, "a checkpoint")
     saved_state(content, f"The file {path}")
+    arguments = content.get("hyper_parameters", {})  # to which Lightning adds those of its caller later
+    if not isinstance(arguments, Mapping) or not set(arguments) <= {"learning_rate"}:
+        msg = f"The file {path} is damaged: it has other arguments than a learning rate. Use an undamaged file."
+        raise ValueError(msg)
 
 
 @contextmanager
@@ -124,6 +128,9 @@ def check_facts(facts: Any, name: str) -> None:  # noqa: ANN401
         stages = facts["reference_layers"]
         if not isinstance(stages, list | tuple) or not all(type(one) is int for one in (*stages, facts["k_shot"])):
             msg = "expected numbers of stages and reference images"
+            raise TypeError(msg)  # noqa: TRY301
+        if not isinstance(facts["has_reduced_banks"], bool):
+            msg = "expected to know whether its memory banks are reduced"
             raise TypeError(msg)  # noqa: TRY301
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         msg = f"{name} is damaged: {type(error).__name__}: {error}. Use an undamaged file."
