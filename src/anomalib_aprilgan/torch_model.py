@@ -3,7 +3,7 @@
 
 """APRIL-GAN in plain torch: :meth:`AprilGanModel.forward` follows the figure of the paper (arXiv 2305.17382)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from anomalib_aprilgan.coreset import select_coreset
 from anomalib_aprilgan.method.adapted_clip import AdaptedClip
 from anomalib_aprilgan.method.architecture import AUTO, DEFAULT_BACKBONE, Architecture
-from anomalib_aprilgan.method.clip_weights import RememberedDigest, has_hooks
+from anomalib_aprilgan.method.clip_weights import RememberedDigest, has_hooks, kinds_of_layers
 from anomalib_aprilgan.method.memory_bank import nearest_distances
 from anomalib_aprilgan.method.options import MethodOptions
 from anomalib_aprilgan.method.recent_scores import PatchScores, RecentScores
@@ -148,22 +148,24 @@ class AprilGanModel(AdaptedClip):
         predictions: Iterable[tuple[Tensor, Tensor]]
         if torch.compiler.is_compiling():  # all views in one pass: a graph would hold the tower once per pass
             together = torch.cat(list(self.windows.views(images)))
-            parts = self._predict_view(together, tensors, text_features, recent=None)
+            parts = self._predict_view(together, tensors, text_features)
             predictions = zip(*(part.reshape(len(self.windows), -1, *part.shape[1:]) for part in parts), strict=True)
         else:  # one pass for each view, which limits memory
+            keep = None if recent is None or has_hooks(self) else partial(recent.of, self._digest_of_scores(tensors))
             views = self.windows.views(images)
-            predictions = (self._predict_view(view, tensors, text_features, recent) for view in views)
+            predictions = (self._predict_view(view, tensors, text_features, keep) for view in views)
         return RawPrediction(*self.windows.merge(predictions))
 
     def _predict_view(
-        self, images: Tensor, tensors: SetupTensors, text_features: Tensor, recent: RecentScores | None
+        self,
+        images: Tensor,
+        tensors: SetupTensors,
+        text_features: Tensor,
+        keep: Callable[[Tensor, Tensor, Callable[[], PatchScores]], PatchScores] | None = None,
     ) -> RawPrediction:
-        """Compute the predictions of one pass through the image tower."""
+        """Compute the predictions of one pass through the image tower, or of patch scores that are kept."""
         compute = partial(self._patch_scores, images, tensors, text_features)
-        if recent is None or has_hooks(self):
-            scores = compute()
-        else:
-            scores = recent.of(self.digest_of_scores(), images, text_features, compute)
+        scores = compute() if keep is None else keep(images, text_features, compute)
         with full_precision(images.device):
             maps = []
             if scores.logits is not None:
@@ -216,14 +218,12 @@ class AprilGanModel(AdaptedClip):
         adapted = dict(zip(self.layers, self.adapters([tokens[layer] for layer in self.layers]), strict=True))
         return [stage_logits(adapted[stage], text_features) for stage in stages]
 
-    def digest_of_scores(self) -> str:
+    def _digest_of_scores(self, tensors: SetupTensors) -> str:
         """Return a digest of all that patch scores depend on, except images, text features and precision."""
-        parts = (
-            self.clip.digest_of_tower(),
-            self._adapters_digest.of(self.adapters),
-            self._banks_digest.of(self.memory_banks),
-        )
-        return f"{parts} {self.layers} {self.reference_layers} {self.map_stages} {self.clip.store is None}"
+        adapters = self._adapters_digest.of(self.adapters.state_dict(), kinds_of_layers(self.adapters))
+        banks = self._banks_digest.of({str(stage): bank for stage, bank in enumerate(tensors.reference_tokens)})
+        stages = self.layers, self.reference_layers, self.map_stages
+        return f"{self.clip.digest_of_tower()} {adapters} {banks} {stages} {self.clip.store is None}"
 
     @property
     def _divisor(self) -> int:

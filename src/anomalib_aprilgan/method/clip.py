@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from anomalib_aprilgan.method.clip_weights import RememberedDigest, has_hooks
+from anomalib_aprilgan.method.clip_weights import RememberedDigest, has_hooks, kinds_of_layers
 from anomalib_aprilgan.method.encoders import ImageFeatures, encode_image
 from anomalib_aprilgan.method.feature_store import FeatureStore, now
 from anomalib_aprilgan.method.text_tower import TextTower
@@ -93,7 +93,7 @@ class Clip(nn.Module):
 
     def digest_of_tower(self) -> str:
         """Return the digest of the image tower."""
-        return self._digest.of(self.visual)
+        return self._digest.of(self.visual.state_dict(), kinds_of_layers(self.visual))
 
     def clock(self) -> float:
         """Return the time in seconds, with the seconds that stored features have saved added to it."""

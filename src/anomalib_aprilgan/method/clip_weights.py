@@ -20,6 +20,7 @@ __all__ = [
     "digest_of_weights",
     "fingerprint",
     "has_hooks",
+    "kinds_of_layers",
     "read_clip_weights",
     "resize_positional_embedding",
 ]
@@ -93,7 +94,7 @@ def digest_of_weights(weights: Mapping[str, Tensor]) -> str:
 
 
 class RememberedDigest:
-    """The digest of a module's weights and kinds of layers, computed again only if they were replaced or changed.
+    """The digest of tensors, computed again only if they were replaced or changed.
 
     A change shows in addresses and version counters. What goes past these, such as ``weight.data.add_(...)``, shows in
     up to 256 values of each weight, evenly spaced.
@@ -103,10 +104,8 @@ class RememberedDigest:
         self._seen: object = None
         self._digest = ""
 
-    def of(self, module: nn.Module) -> str:
-        """Return the digest of a module, always of the same one."""
-        weights = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-        layers = str([type(layer) for layer in module.modules()])
+    def of(self, weights: Mapping[str, Tensor], layers: str = "") -> str:
+        """Return the digest of tensors by name, and of a description of the layers that use them."""
         samples = [value.detach().flatten()[:: max(1, value.numel() // 256)].float() for value in weights.values()]
         sampled = torch.cat(samples).cpu().numpy().tobytes() if samples else b""
         seen = layers, sampled, [(name, value.data_ptr(), value._version) for name, value in weights.items()]  # noqa: SLF001
@@ -114,6 +113,11 @@ class RememberedDigest:
             self._digest = hashlib.sha256(f"{layers} {digest_of_weights(weights)}".encode()).hexdigest()
             self._seen = seen
         return self._digest
+
+
+def kinds_of_layers(module: nn.Module) -> str:
+    """Describe the classes of a module and of all its parts."""
+    return str([type(layer) for layer in module.modules()])
 
 
 def has_hooks(module: nn.Module) -> bool:
