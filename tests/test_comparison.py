@@ -170,7 +170,7 @@ def test_lists_of_images_are_only_read_if_they_decide() -> None:
         ({"seeds": []}, "Expected argument `seeds` to hold numbers from 0 to 4294967295, but got"),
         ({"seeds": [0, -5]}, "but got -5"),
         ({"seeds": [2**32]}, "but got 4294967296"),
-        ({"processes": 0}, "Expected argument `processes` to hold a number from 1 on, but got 0"),
+        ({"processes": 0}, "Expected argument `processes` to be a number from 1 on, or None, but got 0"),
         ({"processes": -3}, "but got -3"),
         ({"trainer": {"epochs": 3}}, "`trainer` to hold arguments of Lightning's Trainer, but got epochs"),
     ],

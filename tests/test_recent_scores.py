@@ -1,7 +1,7 @@
 # Copyright (C) 2026 The anomalib-aprilgan authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Scores of a validation that the following test uses: the same results, and never those of another model or image."""
+"""A test uses the scores of the validation before it: results are the same, also if model or images have changed."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path

@@ -67,20 +67,22 @@ def check_data(runs: Iterable[Run]) -> None:
         ValueError: If the data of a category are missing, cannot be read, or have fewer normal training images than a
             run needs.
     """
-    needed: dict[str, int] = {}
-    runs = list(runs)
-    for run in runs:
-        needed[run.category] = max(needed.get(run.category, 0), 0 if run.shots == "full" else run.shots)
-    for run in {run.category: run for run in runs}.values():
+    with_most = {run.category: run for run in sorted(runs, key=_references)}
+    for run in with_most.values():
         datamodule = make_datamodule(run.datamodule, run.category)
         read_lists(datamodule)
-        number = len(normal_training_files(datamodule)) if needed[run.category] else 0
-        if number < needed[run.category]:
+        needed = _references(run)
+        number = len(normal_training_files(datamodule)) if needed else 0
+        if number < needed:
             msg = (
                 f"Expected argument `shots` to be at most {number}, the number of normal training images of "
-                f"{f'{run.data}/{run.category}'.rstrip('/')}, but got {needed[run.category]}. No run was started."
+                f"{f'{run.data}/{run.category}'.rstrip('/')}, but got {needed}. No run was started."
             )
             raise ValueError(msg)
+
+
+def _references(run: Run) -> int:
+    return 0 if run.shots == "full" else run.shots
 
 
 def check_trainer(trainer: Mapping[str, Any]) -> None:

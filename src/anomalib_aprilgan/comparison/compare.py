@@ -48,7 +48,7 @@ def compare(
         shots: Numbers of normal reference images. 0: only models that work without any; full: models that are trained,
             on the whole training split.
         seeds: Seeds of training and of the choice of reference images. Zero-shot, only the first one is used, unless
-            the datamodule splits its images at random.
+            the models or the images may be random.
         output: Folder of the table (results.csv), the report (report.html, report.md) and the example images.
         shard: Do only a part of the runs, for instance 2/4 on the second of four machines that share the folder.
         retry_failed: Repeat runs that have failed. With other settings, they are repeated in any case.

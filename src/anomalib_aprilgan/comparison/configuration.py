@@ -29,9 +29,8 @@ def check_configurations(arguments: Iterable[str]) -> None:
     """
     previous = ""
     for argument in arguments:
-        option, _, given = argument.partition("=")
-        value = given if argument.startswith("--") else argument
-        text, name = _read(value, is_named=previous == "--config" or option == "--config" != argument)
+        value = argument.partition("=")[2] if argument.startswith("--") else argument
+        text, name = _read(value, is_named=previous == "--config" or argument.startswith("--config="))
         if text is not None:
             _check(text, name)
         previous = argument

@@ -96,15 +96,16 @@ def checked_numbers(
     Raises:
         ValueError: If one is out of its range, or there are none.
     """
-    is_wrong = processes is not None and not _is_in(processes, least=1)
     for name, expected, values, wrong in (
         ("shots", 'numbers from 0 on, or "full"', shots, [one for one in shots if one != "full" and not _is_in(one)]),
         ("seeds", f"numbers from 0 to {LARGEST_SEED}", seeds, [one for one in seeds if not _is_in(one, LARGEST_SEED)]),
-        ("processes", "a number from 1 on", [processes], [processes] if is_wrong else []),
     ):
         if wrong or not values:
-            msg = f"Expected argument `{name}` to hold {expected}, but got {wrong[0] if wrong else None!r}."
+            msg = f"Expected argument `{name}` to hold {expected}, but got {wrong[0] if wrong else 'none'!r}."
             raise ValueError(msg)
+    if processes is not None and not _is_in(processes, least=1):
+        msg = f"Expected argument `processes` to be a number from 1 on, or None, but got {processes!r}."
+        raise ValueError(msg)
     return list(dict.fromkeys(shots)), list(dict.fromkeys(seeds))
 
 

@@ -67,7 +67,7 @@ def check_checkpoint(path: str | Path) -> None:
     with anomalib_safe_globals():
         content, _ = read_weight_file(path, "a checkpoint")
     saved_state(content, f"The file {path}")
-    arguments = content.get("hyper_parameters", {})  # to which Lightning adds those of its caller later
+    arguments = content.get("hyper_parameters", {})  # while it loads, Lightning adds others
     if not isinstance(arguments, Mapping) or not set(arguments) <= {"learning_rate"}:
         msg = f"The file {path} is damaged: it has other arguments than a learning rate. Use an undamaged file."
         raise ValueError(msg)
