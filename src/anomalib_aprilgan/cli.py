@@ -63,8 +63,8 @@ def pretrain(
     start: str | None = None,
     pairs: int = 60_000,
     steps: int = 4400,
-    photograph_pairs: int = 24_500,
-    photograph_steps: int = 1100,
+    photograph_pairs: int = 8000,
+    photograph_steps: int = 500,
     seed: int = 0,
 ) -> None:
     """Train the embedded CLIP and its adapters from scratch. Run it again to continue an interrupted training.
@@ -72,8 +72,8 @@ def pretrain(
     Args:
         folder: Folder for images, checkpoints, weights and adapters.
         photographs: Folder of photographs of undamaged materials, with INDEX.tsv, for a second round of training.
-        start: Weights that the second round starts from, instead of the first round's: a file, or builtin for those of
-            this package.
+        start: What the second round starts from, instead of the first round: a folder with weights and adapters of this
+            command, or builtin for those of this package.
         pairs: Number of drawn image pairs of the first round.
         steps: Steps of the first round.
         photograph_pairs: Number of image pairs of the second round.

@@ -3,13 +3,10 @@
 
 """Captions of the pairs of images that the embedded CLIP is pre-trained on."""
 
-from collections.abc import Iterable
-
 from numpy.random import Generator
 
 from anomalib_aprilgan.demo.drawing.scenes import AUXILIARY_DEFECTS, AUXILIARY_KINDS, INVENTIONS
 from anomalib_aprilgan.method.prompts import ABNORMAL_STATES, NORMAL_STATES, TEMPLATES
-from anomalib_aprilgan.pretraining.damage import DEFECT_NAMES
 from anomalib_aprilgan.pretraining.scenes import UNNAMED
 
 __all__ = ["NAMED_KINDS", "UNKNOWN", "captions", "vocabulary_sentences"]
@@ -18,7 +15,8 @@ NAMED_KINDS = tuple(kind for kind in AUXILIARY_KINDS if kind not in INVENTIONS)
 """Kinds that captions may name."""
 
 UNKNOWN = UNNAMED
-"""Placeholder for a name. In the trained model, every word that occurs in no caption has the embedding of this one."""
+"""Placeholder for a name. In the trained model, every word that occurs in no caption of a drawn pair has its
+embedding."""
 
 PLACEHOLDERS = (UNKNOWN, f"{UNKNOWN} {UNKNOWN}", f"{UNKNOWN} {UNKNOWN} {UNKNOWN}", "object", "surface")
 """What captions say in place of a kind's name; repeated, because a name may have several tokens."""
@@ -51,15 +49,10 @@ def captions(kind: str, defect: str, rng: Generator) -> tuple[str, str, bool]:
     )
 
 
-def vocabulary_sentences(materials: Iterable[str] = ()) -> list[str]:
-    """Sentences that together contain every word that a caption can contain.
-
-    Args:
-        materials: Names of materials in photographs.
-    """
-    kinds = {name for kind in (*NAMED_KINDS, *materials) for name in (kind, kind.replace("_", " "))}
-    defects = (*AUXILIARY_DEFECTS, *DEFECT_NAMES) if materials else AUXILIARY_DEFECTS
-    states = [*NORMAL_STATES, *ABNORMAL_STATES, *map(_state_with, defects)]
+def vocabulary_sentences() -> list[str]:
+    """Sentences that together contain every word that a caption of a drawn pair can contain."""
+    kinds = {name for kind in NAMED_KINDS for name in (kind, kind.replace("_", " "))}
+    states = [*NORMAL_STATES, *ABNORMAL_STATES, *map(_state_with, AUXILIARY_DEFECTS)]
     sentences = [state.format(name) for state in states for name in (*kinds, *PLACEHOLDERS)]
     return [*sentences, *(template.format(UNKNOWN) for template in TEMPLATES)]
 

@@ -4,18 +4,20 @@
 """The command ``anomalib-aprilgan pretrain FOLDER``: from pictures to the weights that the package contains.
 
 The CLIP is trained in two rounds: on drawn pairs from random weights, then on pairs of photographs and drawn pairs. The
-result depends on the pictures and the seed only. If the command is interrupted, run it again: it continues where it
-stopped. ``weights/README.md`` states how long it takes and how good the result is.
+second round improves maps and keeps the image embedding. The result depends on the pictures and the seed only. If the
+command is interrupted, run it again: it continues where it stopped. ``weights/README.md`` states how long it takes and
+how good the result is.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from anomalib_aprilgan.demo.drawing.defects import DEFECTS
 from anomalib_aprilgan.demo.drawing.scenes import AUXILIARY_KINDS, HELD_OUT_KINDS
@@ -26,14 +28,13 @@ from anomalib_aprilgan.files.adapter_files import write_adapters
 from anomalib_aprilgan.files.embedded import ADAPTERS, BACKBONE, TAG, WEIGHTS
 from anomalib_aprilgan.files.whole_files import write_file
 from anomalib_aprilgan.integration.quiet import quietly
-from anomalib_aprilgan.method.adapters import StageAdapters
 from anomalib_aprilgan.method.towers import Towers, tokenizer_of
 from anomalib_aprilgan.pretraining.captions import UNKNOWN, vocabulary_sentences
 from anomalib_aprilgan.pretraining.held_out import write_held_out_photographs
 from anomalib_aprilgan.pretraining.materials import Material, read_index
 from anomalib_aprilgan.pretraining.pair_files import write_pairs
 from anomalib_aprilgan.pretraining.pairs import Pairs
-from anomalib_aprilgan.pretraining.training import GREATEST_TEMPERATURE, Schedule, train
+from anomalib_aprilgan.pretraining.training import GREATEST_TEMPERATURE, Schedule, Start, Trained, train
 from anomalib_aprilgan.torch_model import AprilGanModel
 
 __all__ = ["pretrain"]
@@ -41,10 +42,10 @@ __all__ = ["pretrain"]
 DRAWN_SIZE, DRAWN_SIZES = 128, (96,)
 """First round: size at which pairs are drawn, and sizes at which the CLIP sees them, in pixels."""
 
-PHOTOGRAPH_SIZE, PHOTOGRAPH_SIZES = 224, (96, 96, 112, 128, 144, 192)
+PHOTOGRAPH_SIZE, PHOTOGRAPH_SIZES = 224, (96, 128, 128, 160, 192, 192)
 """Second round, likewise."""
 
-DRAWN_SHARE = 0.18
+DRAWN_SHARE = 0.3
 """Fraction of drawn pairs in the second round."""
 
 SHOTS = (0, 1, 2, 4, 8, 16)
@@ -67,8 +68,8 @@ def pretrain(
         folder: Folder for pairs, checkpoints, weights and adapters.
         photographs: Folder of photographs for the second round; see
             :mod:`~anomalib_aprilgan.pretraining.materials`. Without it, there is no second round.
-        start: Weights that the second round starts from, instead of the first round's: a file, or ``"builtin"`` for
-            those of this package.
+        start: What the second round starts from, instead of the first round: a folder with weights and adapters of this
+            command, or ``"builtin"`` for those of this package.
         pairs: Number of pairs of the first round.
         steps: Steps of the first round.
         photograph_pairs: Number of pairs of the second round.
@@ -91,45 +92,47 @@ def pretrain(
         files = write_pairs(folder / "drawn", pairs, DRAWN_SIZE, seed)
         schedule = Schedule(steps, 64, 1.5e-3, DRAWN_SIZES, seed)
         trained = train(folder / "first_round", Pairs(files), schedule)
-        start = str(_write_weights(trained.towers, folder / "first_round" / WEIGHTS.name, ()))
+        begin = _write(trained, folder / "first_round", AUXILIARY_KINDS)
+    else:
+        begin = Start(TAG, TAG) if start == TAG else Start(*(Path(start) / path.name for path in (WEIGHTS, ADAPTERS)))
     if pictures:
         drawn_pairs = round(photograph_pairs * DRAWN_SHARE)
         files = [
             *write_pairs(folder / "pairs", photograph_pairs - drawn_pairs, PHOTOGRAPH_SIZE, seed, trained_on),
             *write_pairs(folder / "pairs", drawn_pairs, PHOTOGRAPH_SIZE, seed),
         ]
-        schedule = Schedule(photograph_steps, 24, 8e-4, PHOTOGRAPH_SIZES, seed)
-        trained = train(folder / "second_round", Pairs(files), schedule, start)
-    weights = _write_weights(trained.towers, folder / WEIGHTS.name, materials)
-    adapters = _write_adapters(trained.adapters, weights, folder / ADAPTERS.name, (*AUXILIARY_KINDS, *materials))
+        schedule = Schedule(photograph_steps, 24, 1e-4, PHOTOGRAPH_SIZES, seed)
+        trained = train(folder / "second_round", Pairs(files), schedule, begin)
+    result = _write(trained, folder, (*AUXILIARY_KINDS, *materials))
     with quietly():
-        _test(folder, weights, adapters, pictures, seed)
+        _test(folder, result, pictures, seed)
 
 
-def _write_weights(towers: Towers, path: Path, materials: Iterable[str]) -> Path:
-    """Write the CLIP in half precision. All tokens that occur in no caption get the embedding of the unknown word.
+def _write(trained: Trained, folder: Path, trained_on: Sequence[str]) -> Start:
+    """Write weights and adapters, with the names of what they were trained on, into a folder."""
+    weights = write_file(folder / WEIGHTS.name, save(_weights(trained.towers)))
+    # TAG is the name of these weights once they are part of the package.
+    origin = replace(AprilGanModel(BACKBONE, weights).origin, pretrained=TAG, trained_on=tuple(trained_on))
+    return Start(weights, write_adapters(folder / ADAPTERS.name, trained.adapters.state_dict(), origin))
 
-    These rows are equal, so the vocabulary of 49,408 tokens hardly adds to the size of the compressed wheel.
+
+def _weights(towers: Towers) -> dict[str, Tensor]:
+    """Return the CLIP in half precision. All tokens that occur in no caption get the embedding of the unknown word.
+
+    These rows are equal, so the vocabulary of 49,408 tokens hardly adds to the size of the compressed wheel. The second
+    round leaves the text tower as it is; to it, names of materials in photographs are unknown words.
     """
     tokenizer = tokenizer_of(BACKBONE)
-    known = torch.unique(tokenizer(vocabulary_sentences(materials)))
+    known = torch.unique(tokenizer(vocabulary_sentences()))
     weights = {name: value.detach().half().contiguous() for name, value in towers.state_dict().items()}
     rows = weights["token_embedding.weight"]
     (unknown,) = tokenizer([UNKNOWN])[0, 1:2]
     weights["token_embedding.weight"] = rows[unknown].repeat(len(rows), 1).index_copy(0, known, rows[known])
     weights["logit_scale"] = torch.tensor(math.log(GREATEST_TEMPERATURE)).half()
-    return write_file(path, save(weights))
+    return weights
 
 
-def _write_adapters(adapters: StageAdapters, weights: Path, path: Path, trained_on: Sequence[str]) -> Path:
-    """Write the adapters of the pre-training, with their origin."""
-    model = AprilGanModel(BACKBONE, weights)
-    # TAG is the name of these weights once they are part of the package.
-    origin = replace(model.origin, pretrained=TAG, trained_on=tuple(trained_on))
-    return write_adapters(path, adapters.state_dict(), origin)
-
-
-def _test(folder: Path, weights: Path, adapters: Path, pictures: list[Material], seed: int) -> None:
+def _test(folder: Path, trained: Start, pictures: list[Material], seed: int) -> None:
     """Print metrics on drawn kinds and photographs that were held out."""
     defects = tuple(DEFECTS)
     data_sets = {
@@ -144,7 +147,7 @@ def _test(folder: Path, weights: Path, adapters: Path, pictures: list[Material],
         for k_shot in SHOTS:
             results = [
                 evaluate_category(
-                    root, category, k_shot, seed, folder / "tests", pretrained=weights, adapter=adapters
+                    root, category, k_shot, seed, folder / "tests", pretrained=trained.weights, adapter=trained.adapters
                 ).metrics
                 for category in categories
             ]

@@ -3,7 +3,7 @@
 
 """Losses of pre-training.
 
-Each is a cross-entropy over similarities of images and captions, as in CLIP (arXiv 2103.00020):
+Each but the last two is a cross-entropy over similarities of images and captions, as in CLIP (arXiv 2103.00020):
 
 - contrast: all images of the batch against all captions. An image matches the captions of its kind and state.
 - twins: each image against both captions of its pair, and each caption against both images of its pair.
@@ -12,16 +12,21 @@ Each is a cross-entropy over similarities of images and captions, as in CLIP (ar
   linear adapters; so every one of these stages learns where defects are.
 - distances: each patch of the abnormal image against the nearest patch of a reference image, as in memory banks
   (arXiv 2305.17382, section 3.3). It is close to it, unless the defect covers it.
+- embedding: the cosine distance of each image embedding to that of the same image before the training.
+- state: how far the probabilities of both captions are from those before the training (Kullback-Leibler divergence).
+
+The first round trains with the first four, the second one with patches, embedding and state.
 
 Pairs whose defect covers less than a tenth of every patch are left out of contrast and twins: nobody could see it.
 """
 
 import json
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax, logsigmoid, normalize
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, logsigmoid, normalize
 
 from anomalib_aprilgan.files.embedded import CONFIG, LAYERS
 from anomalib_aprilgan.method.adapters import StageAdapters
@@ -29,9 +34,16 @@ from anomalib_aprilgan.method.encoders import encode_image, encode_text
 from anomalib_aprilgan.method.towers import Towers
 from anomalib_aprilgan.pretraining.pairs import Batch
 
-__all__ = ["LOSSES", "losses"]
-
-LOSSES = ("contrast", "twins", "patches", "distances")
+__all__ = [
+    "Encoded",
+    "distance_loss",
+    "encode",
+    "encode_images",
+    "encode_references",
+    "image_losses",
+    "kept_losses",
+    "patch_loss",
+]
 
 LEAST_COVERED = 0.1
 """Fraction of a patch that a defect covers at least, to be seen in the image."""
@@ -42,35 +54,71 @@ STEEPNESS, MIDDLE = 20.0, 0.15
 BLOCKS = int(json.loads(CONFIG.read_text(encoding="utf-8"))["vision_cfg"]["layers"])
 
 
-def losses(
-    towers: Towers,
-    adapters: StageAdapters,
-    tokenizer: Callable[[list[str]], Tensor],
-    batch: Batch,
-    temperature: float,
-) -> Tensor:
-    """Compute the losses contrast, twins, patches and distances.
+class Encoded(NamedTuple):
+    """Normalised features of ``B`` pairs with ``P`` patches.
+
+    Attributes:
+        images: Image embeddings, shape ``(B, 2, D)``.
+        captions: Embeddings of the captions, shape ``(B, 2, D)``.
+        patches: Projected patches of the last block, and adapted ones of each stage, shape ``(B, 2, P, D)`` each.
+        abnormal: Patch tokens of the abnormal images of each stage, shape ``(B, P, width)`` each.
+    """
+
+    images: Tensor
+    captions: Tensor
+    patches: list[Tensor]
+    abnormal: list[Tensor]
+
+
+def encode(towers: Towers, adapters: StageAdapters, tokenizer: Callable[[list[str]], Tensor], batch: Batch) -> Encoded:
+    """Encode pairs of images with their captions, the image tower in bfloat16.
 
     Args:
         towers: The CLIP.
         adapters: Linear adapters of its stages ``LAYERS``.
         tokenizer: The CLIP's tokenizer.
         batch: Pairs of images with captions.
-        temperature: Factor of the cosine similarities.
-
-    Returns:
-        The four losses, shape ``(4,)``.
     """
     visual = towers.visual
     with torch.autocast(batch.images.device.type, torch.bfloat16):
         embedding, tokens = encode_image(visual, batch.images.flatten(0, 1).contiguous(), range(1, BLOCKS + 1))
         projected = [visual.ln_post(tokens[BLOCKS]) @ visual.proj, *adapters([tokens[stage] for stage in LAYERS])]
-        with torch.no_grad():
-            _, reference_tokens = encode_image(visual, batch.references, LAYERS)
-    images = _in_pairs(embedding)  # (B, 2, D)
     token_ids = tokenizer(batch.captions).to(batch.images.device)
-    captions = _in_pairs(encode_text(towers, token_ids))  # (B, 2, D)
+    return Encoded(
+        _in_pairs(embedding),
+        _in_pairs(encode_text(towers, token_ids)),
+        [_in_pairs(tokens) for tokens in projected],
+        [_in_pairs(tokens[stage])[:, 1] for stage in LAYERS],
+    )
 
+
+@torch.no_grad()
+def encode_images(visual: Towers, batch: Batch) -> Tensor:
+    """Return the image embeddings of an image tower that is not trained, shape ``(2 B, D)``."""
+    with torch.autocast(batch.images.device.type, torch.bfloat16):
+        return encode_image(visual, batch.images.flatten(0, 1).contiguous(), ()).embedding
+
+
+@torch.no_grad()
+def encode_references(towers: Towers, batch: Batch) -> list[Tensor]:
+    """Return the normalised patch tokens of the references of each stage, shape ``(B, P, width)`` each."""
+    with torch.autocast(batch.references.device.type, torch.bfloat16):
+        _, tokens = encode_image(towers.visual, batch.references, LAYERS)
+    return [normalize(tokens[stage].float(), dim=-1) for stage in LAYERS]
+
+
+def image_losses(encoded: Encoded, batch: Batch, temperature: float) -> dict[str, Tensor]:
+    """Compute the losses contrast and twins.
+
+    Args:
+        encoded: The features of the batch.
+        batch: Pairs of images with captions.
+        temperature: Factor of the cosine similarities.
+
+    Returns:
+        The losses by name, shape () each.
+    """
+    images, captions = encoded.images, encoded.captions
     state = torch.arange(2, device=batch.images.device)
     description = 2 * batch.kinds[:, None] + state  # (B, 2), equal for the same kind and state
     is_visible = batch.covered.amax(dim=1) > LEAST_COVERED
@@ -84,15 +132,45 @@ def losses(
         visible @ cross_entropy(logits.flatten(0, 1), state.repeat(len(logits)), reduction="none", label_smoothing=0.05)
         for logits in (similarities, similarities.mT)
     )
+    return {"contrast": contrast, "twins": (of_captions + of_images) / 2}
 
-    patches = [_patches(_in_pairs(tokens), captions, batch.covered, temperature) for tokens in projected]
-    distances = [
-        _distances(_in_pairs(tokens[stage])[:, 1], normalize(reference_tokens[stage].float(), dim=-1), batch.covered)
-        for stage in LAYERS
-    ]
-    return torch.stack(
-        [contrast, (of_captions + of_images) / 2, torch.stack(patches).mean(), torch.stack(distances).mean()]
-    )
+
+def patch_loss(encoded: Encoded, batch: Batch, temperature: float) -> dict[str, Tensor]:
+    """Compute the loss patches; arguments and result as for :func:`image_losses`."""
+    patches = [_patches(tokens, encoded.captions, batch.covered, temperature) for tokens in encoded.patches]
+    return {"patches": torch.stack(patches).mean()}
+
+
+def distance_loss(encoded: Encoded, references: list[Tensor], batch: Batch) -> dict[str, Tensor]:
+    """Compute the loss distances.
+
+    Args:
+        encoded: The features of the batch.
+        references: Result of :func:`encode_references`.
+        batch: Pairs of images with captions.
+
+    Returns:
+        The loss by name, shape ().
+    """
+    stages = zip(encoded.abnormal, references, strict=True)
+    return {"distances": torch.stack([_distances(tokens, near, batch.covered) for tokens, near in stages]).mean()}
+
+
+def kept_losses(encoded: Encoded, before: Tensor, temperature: float) -> dict[str, Tensor]:
+    """Compute the losses embedding and state.
+
+    Args:
+        encoded: The features of a batch.
+        before: Image embeddings of the CLIP before the training, shape ``(2 B, D)``.
+        temperature: Factor of the cosine similarities.
+
+    Returns:
+        The losses by name, shape () each.
+    """
+    kept = _in_pairs(before)
+    now, then = (log_softmax(temperature * images @ encoded.captions.mT, dim=-1) for images in (encoded.images, kept))
+    change = kl_div(now, then, reduction="none", log_target=True).sum(dim=-1)
+    return {"embedding": 1 - (encoded.images * kept).sum(dim=-1).mean(), "state": change.mean()}
 
 
 def _in_pairs(embeddings: Tensor) -> Tensor:

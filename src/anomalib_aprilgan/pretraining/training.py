@@ -3,6 +3,7 @@
 
 """Pre-training of the embedded CLIP on pairs of images with captions."""
 
+import copy
 import math
 from io import BytesIO
 from pathlib import Path
@@ -12,25 +13,41 @@ import numpy as np
 import torch
 from numpy.random import default_rng
 from rich.progress import track
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
-from anomalib_aprilgan.files.embedded import BACKBONE, LAYERS
+from anomalib_aprilgan.files.adapter_files import read_adapters
+from anomalib_aprilgan.files.embedded import ADAPTERS, BACKBONE, LAYERS, TAG
 from anomalib_aprilgan.files.weight_files import read_weight_file
 from anomalib_aprilgan.files.whole_files import write_file
 from anomalib_aprilgan.method.adapters import StageAdapters
 from anomalib_aprilgan.method.clip_weights import fingerprint
 from anomalib_aprilgan.method.towers import Towers, build_towers, native_image_size, tokenizer_of
-from anomalib_aprilgan.pretraining.losses import LOSSES, losses
+from anomalib_aprilgan.pretraining.losses import (
+    distance_loss,
+    encode,
+    encode_images,
+    encode_references,
+    image_losses,
+    kept_losses,
+    patch_loss,
+)
 from anomalib_aprilgan.pretraining.pairs import Pairs
 
-__all__ = ["GREATEST_TEMPERATURE", "Schedule", "Trained", "train"]
+__all__ = ["GREATEST_TEMPERATURE", "Schedule", "Start", "Trained", "train"]
 
-LOSS_WEIGHTS = (0.5, 2.0, 1.5, 1.0)
-"""Weights of contrast, twins, patches and distances."""
+LOSS_WEIGHTS = {
+    "contrast": 0.5,
+    "twins": 2.0,
+    "patches": 1.5,
+    "distances": 1.0,
+    "embedding": 100.0,
+    "state": 5.0,
+}
+"""Weights of the losses."""
 
-CHECKPOINT_EVERY = 100
+CHECKPOINT_EVERY = 50
 """Steps between checkpoints."""
 
 WARM_UP = 100
@@ -59,6 +76,13 @@ class Schedule(NamedTuple):
     seed: int
 
 
+class Start(NamedTuple):
+    """Files that a training starts from: weights and adapters, by path or as ``"builtin"``."""
+
+    weights: Path | str
+    adapters: Path | str
+
+
 class Trained(NamedTuple):
     """Result of a training: the CLIP, and the adapters that read its stages during the training."""
 
@@ -66,14 +90,15 @@ class Trained(NamedTuple):
     adapters: StageAdapters
 
 
-def train(folder: Path, pairs: Pairs, schedule: Schedule, start: Path | str | None = None) -> Trained:
+def train(folder: Path, pairs: Pairs, schedule: Schedule, start: Start | None = None) -> Trained:
     """Train a CLIP, or continue from the checkpoint in the folder, on a GPU if there is one.
 
     Args:
         folder: Folder of the checkpoint.
         pairs: Training data.
         schedule: Length and settings of the training.
-        start: Weights to start from; random ones by default. Then the temperature rises from 14 to 100, else it is 100.
+        start: Weights and adapters to start from. Then the text tower stays as it is, the image embedding stays near
+            what it was, and the temperature is 100. ``None``: random ones, and the temperature rises from 14 to 100.
 
     Returns:
         The trained CLIP and adapters, on the CPU.
@@ -83,13 +108,16 @@ def train(folder: Path, pairs: Pairs, schedule: Schedule, start: Path | str | No
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    towers = build_towers(BACKBONE, start, native_image_size(BACKBONE), quick_gelu=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(schedule.seed)
-        adapters = StageAdapters(len(LAYERS), towers.visual.conv1.out_channels, towers.visual.output_dim)
-    tokenizer = tokenizer_of(BACKBONE)
+    towers, adapters = _begin(start, schedule.seed)
+    settings = f"{len(pairs)} pairs ({pairs.digest}), {schedule}, starting from weights {fingerprint(towers)}"
+    before = None
+    if start is not None:
+        before = copy.deepcopy(towers.visual).requires_grad_(requires_grad=False).to(device)
+        towers.requires_grad_(requires_grad=False)
+        towers.visual.requires_grad_(requires_grad=True)
+    towers.logit_scale.requires_grad_(requires_grad=False)
     trained = nn.ModuleList([towers, adapters]).to(device)
-    parameters = [weight for name, weight in trained.named_parameters() if name != "0.logit_scale"]
+    parameters = [weight for weight in trained.parameters() if weight.requires_grad]
     optimizer = AdamW(
         [
             {"params": [weight for weight in parameters if weight.ndim > 1], "weight_decay": 0.05},
@@ -97,32 +125,48 @@ def train(folder: Path, pairs: Pairs, schedule: Schedule, start: Path | str | No
         ],
         betas=(0.9, 0.98),
     )
-    settings = f"{len(pairs)} pairs ({pairs.digest}), {schedule}, starting from weights {fingerprint(towers)}"
     checkpoint = folder / "checkpoint.pt"
     first = _resume(checkpoint, settings, trained, optimizer)
     patch_size = int(towers.visual.conv1.kernel_size[0])
-    weights = torch.tensor(LOSS_WEIGHTS, device=device)
-    recent: list[Tensor] = []
+    tokenizer = tokenizer_of(BACKBONE)
+    recent: list[list[float]] = []
     for step in track(range(first, schedule.steps), "Pre-training", total=schedule.steps, completed=first):
         for group in optimizer.param_groups:
             group["lr"] = schedule.learning_rate * _fraction_of_rate(step, schedule.steps)
         rng = default_rng([schedule.seed, 1, step])
         size = int(rng.choice(schedule.image_sizes)) if len(schedule.image_sizes) > 1 else schedule.image_sizes[0]
         batch = pairs.batch(schedule.batch_size, rng, size, patch_size).to(device)
-        temperature = GREATEST_TEMPERATURE if start is not None else _rising_temperature(step / schedule.steps)
-        values = losses(towers, adapters, tokenizer, batch, temperature)
+        encoded = encode(towers, adapters, tokenizer, batch)
+        if before is None:
+            temperature = _rising_temperature(step / schedule.steps)
+            losses = image_losses(encoded, batch, temperature) | patch_loss(encoded, batch, temperature)
+            losses |= distance_loss(encoded, encode_references(towers, batch), batch)
+        else:
+            kept = kept_losses(encoded, encode_images(before, batch), GREATEST_TEMPERATURE)
+            losses = patch_loss(encoded, batch, GREATEST_TEMPERATURE) | kept
         optimizer.zero_grad()
-        torch.autograd.backward((values * weights).sum())
+        torch.autograd.backward(torch.stack([LOSS_WEIGHTS[name] * loss for name, loss in losses.items()]).sum())
         clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        recent.append(values.detach().cpu())
+        recent.append([loss.item() for loss in losses.values()])
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == schedule.steps:
-            means = np.mean(torch.stack(recent).numpy(), axis=0).tolist()
-            named = ", ".join(f"{name} {mean:.3f}" for name, mean in zip(LOSSES, means, strict=True))
+            means = np.mean(recent, axis=0).tolist()
+            named = ", ".join(f"{name} {mean:.3f}" for name, mean in zip(losses, means, strict=True))
             print(f"step {step + 1}: {named}")
             recent.clear()
             _save(checkpoint, settings, step + 1, trained, optimizer)
     trained.cpu()
+    return Trained(towers, adapters)
+
+
+def _begin(start: Start | None, seed: int) -> Trained:
+    """Make the CLIP and its adapters, with random weights or those to start from."""
+    towers = build_towers(BACKBONE, start and start.weights, native_image_size(BACKBONE), quick_gelu=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapters = StageAdapters(len(LAYERS), towers.visual.conv1.out_channels, towers.visual.output_dim)
+    if start is not None:
+        adapters.load_state_dict(read_adapters(ADAPTERS if start.adapters == TAG else start.adapters)[0])
     return Trained(towers, adapters)
 
 
