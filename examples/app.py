@@ -4,7 +4,7 @@ The page takes a photograph and, if there are any, a few good images as referenc
 It can be opened on this machine only, and needs no network. Install with `pip install ".[app]"`.
 
 The default backbone is ViT-builtin, which is part of the package, so that the app starts behind a firewall. It is small
-and was trained on drawings. The paper's model finds more. Its files can be downloaded on another machine:
+and was trained on drawn defects. The paper's model finds more. Its files can be downloaded on another machine:
     python app.py --backbone ViT-L-14-336 --pretrained ViT-L-14-336px.pt --adapter visa_pretrained.pth
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import gradio
 
 BUILT_IN = "ViT-builtin"
-BUILT_IN_NOTE = "**ViT-builtin is small and was trained on drawings.** `--help` says how to use the paper's model."
+BUILT_IN_NOTE = "**ViT-builtin is small and was trained on drawn defects.** `--help` says how to use the paper's model."
 GUIDE = "Choose a photograph. If you have good images of the same object, choose some of them as references."
 SHOWN = (1024, 1024)  # largest width and height of images in the page
 
