@@ -353,6 +353,12 @@ def test_a_start_without_photographs_is_refused(tmp_path: Path) -> None:
         main(["pretrain", str(tmp_path), "--start", "builtin"])
 
 
+def test_a_start_without_adapters_is_refused(photographs: Path, tmp_path: Path) -> None:
+    (tmp_path / "ViT-builtin.safetensors").touch()
+    with pytest.raises(SystemExit, match=r"`start`.*adapters\.safetensors"):
+        main(["pretrain", str(tmp_path), "--photographs", str(photographs), "--start", str(tmp_path)])
+
+
 def test_damage_is_drawn_where_the_mask_says(photographs: Path) -> None:
     materials, rng = Materials(read_index(photographs)), default_rng(0)
     seen = set()

@@ -77,9 +77,8 @@ def pretrain(
         seed: Seed of everything.
 
     Raises:
-        ValueError: If a folder holds the checkpoint of a training with other settings, or ``start`` is given without
-            ``photographs``.
-            Also if the index of the photographs cannot be used.
+        ValueError: If a folder holds the checkpoint of a training with other settings, if ``start`` is given without
+            ``photographs`` or lacks a file, or if the index of the photographs cannot be used.
         FileNotFoundError: If the photographs or their index are missing.
     """
     if start is not None and photographs is None:
@@ -94,7 +93,7 @@ def pretrain(
         trained = train(folder / "first_round", Pairs(files), schedule)
         begin = _write(trained, folder / "first_round", AUXILIARY_KINDS)
     else:
-        begin = Start(TAG, TAG) if start == TAG else Start(*(Path(start) / path.name for path in (WEIGHTS, ADAPTERS)))
+        begin = Start(TAG, TAG) if start == TAG else _written(Path(start))
     if pictures:
         drawn_pairs = round(photograph_pairs * DRAWN_SHARE)
         files = [
@@ -108,11 +107,29 @@ def pretrain(
         _test(folder, result, pictures, seed)
 
 
+def _written(folder: Path) -> Start:
+    """Return the files that this command has written into a folder.
+
+    Raises:
+        ValueError: If one is missing.
+    """
+    found = Start(folder / WEIGHTS.name, folder / ADAPTERS.name)
+    if not all(Path(path).is_file() for path in found):
+        msg = (
+            f"Expected argument `start` to be 'builtin' or a folder with {WEIGHTS.name} and {ADAPTERS.name}, but got "
+            f"{str(folder)!r}, which lacks one of them."
+        )
+        raise ValueError(msg)
+    return found
+
+
 def _write(trained: Trained, folder: Path, trained_on: Sequence[str]) -> Start:
     """Write weights and adapters, with the names of what they were trained on, into a folder."""
     weights = write_file(folder / WEIGHTS.name, save(_weights(trained.towers)))
     # TAG is the name of these weights once they are part of the package.
-    origin = replace(AprilGanModel(BACKBONE, weights).origin, pretrained=TAG, trained_on=tuple(trained_on))
+    origin = replace(
+        AprilGanModel(BACKBONE, weights).origin, pretrained=TAG, trained_on=tuple(dict.fromkeys(trained_on))
+    )
     return Start(weights, write_adapters(folder / ADAPTERS.name, trained.adapters.state_dict(), origin))
 
 
