@@ -148,9 +148,10 @@ def test_references_without_a_validation_set_the_threshold(
 
 
 def test_a_threshold_from_normal_images_tells_damaged_from_normal(engine: Engine, tmp_path: Path) -> None:
-    seed_everything(0)  # one of twenty normal images is a false alarm, so some choices of references give two of eight
+    """The threshold is the greatest of 19 scores: by chance, six of 24 others are above it in 2% of all cases."""
+    seed_everything(0)
     root = (
-        write_sample_data(tmp_path / "data", ("corduroy",), ("crack", "hole"), size=96, train=23, test=8) / "corduroy"
+        write_sample_data(tmp_path / "data", ("corduroy",), ("crack", "hole"), size=96, train=23, test=24) / "corduroy"
     )
     size = {"backbone": "ViT-builtin", "image_size": 96}
     model = AprilGan(**size, class_name="corduroy", k_shot=4, few_shot_source=root / "train/good", visualizer=False)
@@ -159,8 +160,8 @@ def test_a_threshold_from_normal_images_tells_damaged_from_normal(engine: Engine
 
     with (tmp_path / "AprilGan/latest/predictions.csv").open(newline="", encoding="utf-8") as table:
         anomalous = [row["file"] for row in csv.DictReader(table) if row["label"] == "anomalous"]
-    assert sum("/good/" not in file for file in anomalous) >= 14  # of 16
-    assert sum("/good/" in file for file in anomalous) <= 1  # of 8
+    assert sum("/good/" not in file for file in anomalous) >= 42  # of 48
+    assert sum("/good/" in file for file in anomalous) <= 5  # of 24
 
 
 def leave_one_out(model: AprilGan, good: Path) -> tuple[Tensor, Tensor]:
