@@ -55,19 +55,19 @@ BLOCKS = int(json.loads(CONFIG.read_text(encoding="utf-8"))["vision_cfg"]["layer
 
 
 class Encoded(NamedTuple):
-    """Normalised features of ``B`` pairs with ``P`` patches.
+    """Features of ``B`` pairs with ``P`` patches, normalised but for those of the stages.
 
     Attributes:
         images: Image embeddings, shape ``(B, 2, D)``.
         captions: Embeddings of the captions, shape ``(B, 2, D)``.
         patches: Projected patches of the last block, and adapted ones of each stage, shape ``(B, 2, P, D)`` each.
-        abnormal: Patch tokens of the abnormal images of each stage, shape ``(B, P, width)`` each.
+        stages: Patch tokens of each stage, not normalised, shape ``(2 B, P, width)`` each.
     """
 
     images: Tensor
     captions: Tensor
     patches: list[Tensor]
-    abnormal: list[Tensor]
+    stages: list[Tensor]
 
 
 def encode(towers: Towers, adapters: StageAdapters, tokenizer: Callable[[list[str]], Tensor], batch: Batch) -> Encoded:
@@ -88,7 +88,7 @@ def encode(towers: Towers, adapters: StageAdapters, tokenizer: Callable[[list[st
         _in_pairs(embedding),
         _in_pairs(encode_text(towers, token_ids)),
         [_in_pairs(tokens) for tokens in projected],
-        [_in_pairs(tokens[stage])[:, 1] for stage in LAYERS],
+        [tokens[stage] for stage in LAYERS],
     )
 
 
@@ -152,8 +152,9 @@ def distance_loss(encoded: Encoded, references: list[Tensor], batch: Batch) -> d
     Returns:
         The loss by name, shape ().
     """
-    stages = zip(encoded.abnormal, references, strict=True)
-    return {"distances": torch.stack([_distances(tokens, near, batch.covered) for tokens, near in stages]).mean()}
+    stages = zip(encoded.stages, references, strict=True)
+    distances = [_distances(_in_pairs(tokens)[:, 1], near, batch.covered) for tokens, near in stages]
+    return {"distances": torch.stack(distances).mean()}
 
 
 def kept_losses(encoded: Encoded, before: Tensor, temperature: float) -> dict[str, Tensor]:
