@@ -430,7 +430,7 @@ def test_training_passes_each_image_through_the_tower_once(make_lightning_model,
     assert (
         (weights[1] - weights[0]).abs().mean() < 1e-4 < (weights[0] - fresh_weights(make_lightning_model)).abs().mean()
     )
-    assert re.search(r"Features of up to \d+ images are stored in .*features: 0\.0 GB", caplog.text)
+    assert re.search(r"Features of up to \d+ images are stored in .*features: 0\.\d MB", caplog.text)
 
 
 def fresh_weights(make_lightning_model: Callable[..., AprilGan]) -> Tensor:
@@ -533,7 +533,7 @@ def test_a_run_leaves_no_store_behind_when_it_fails(make_lightning_model, sample
 def test_a_folder_without_room_is_refused_before_the_run(make_lightning_model, sample_root, tmp_path, monkeypatch):
     monkeypatch.setenv("ANOMALIB_APRILGAN_FEATURES_GB", "0.0001")
     model = make_lightning_model(adapter=None, features=tmp_path / "features")
-    with pytest.raises(ValueError, match=r"The features of \d+ images take .* GB, but .* has room for 0\.0 GB"):
+    with pytest.raises(ValueError, match=r"The features of \d+ images take .* MB, but .* has room for 0\.1 MB"):
         train(model, sample_root, tmp_path / "run")
     assert not (tmp_path / "features").exists()
 

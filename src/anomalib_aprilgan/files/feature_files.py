@@ -226,7 +226,7 @@ class FeatureFiles:
             total, free = total - freed, free + freed
         self._allowance = min(self.limit - total, free, wanted)
         if size > self._allowance:
-            self._stop(f"the limit of {self.limit / 1e9:.3g} GB or the end of the disk is reached")
+            self._stop(f"the limit of {self.limit / 1e6:,.1f} MB or the end of the disk is reached")
             return False
         return True
 

@@ -74,17 +74,18 @@ def open_store(module: HasFeatures, datasets: Sequence[object], *, trains: bool 
     size = number * _bytes_per_image(module.model)
     stored = sum(group.size for group in files.groups())
     room = min(files.limit, stored + files.free_space())
+    megabytes, room_in_megabytes = (f"{max(value, 0) / 1e6:,.1f} MB" for value in (size, room))
     if size <= room:
-        message = "Features of up to %d images are stored in %s: %.1f GB, as far as they are not stored there yet."
-        logger.info(message, number, folder, size / 1e9)
+        message = "Features of up to %d images are stored in %s: %s, as far as they are not stored there yet."
+        logger.info(message, number, folder, megabytes)
         module.model.clip.store = FeatureStore(files)
         for dataset in auxiliary:
             dataset.files = files
         return
     problem = (
-        f"The features of {number} images take {size / 1e9:.1f} GB, but {folder} has room for {max(room, 0) / 1e9:.1f} "
-        f"GB: the limit is {files.limit / 1e9:.1f} GB (environment variable {LIMIT_VARIABLE}), and the disk has "
-        f"{max(files.free_space(), 0) / 1e9:.1f} GB to spare."
+        f"The features of {number} images take {megabytes}, but {folder} has room for {room_in_megabytes}: the "
+        f"limit is {files.limit / 1e6:,.1f} MB (environment variable {LIMIT_VARIABLE}), and the disk has "
+        f"{max(files.free_space(), 0) / 1e6:,.1f} MB to spare."
     )
     if is_explicit:
         msg = f"{problem} Make room, name a folder on another disk, or pass features=None to encode all images anew."
@@ -94,10 +95,9 @@ def open_store(module: HasFeatures, datasets: Sequence[object], *, trains: bool 
 
 def close_store(module: HasFeatures) -> None:
     """Stop storing features, at the end of a run."""
-    clip = module.model.clip
-    if clip.store is not None:
-        logger.info("Features: %d images were stored before, %d were encoded.", clip.store.found, clip.store.computed)
-    clip.store = None
+    store, module.model.clip.store = module.model.clip.store, None
+    if store is not None and store.found + store.computed:  # a test may use the scores of its validation instead
+        logger.info("Features: %d images were stored before, %d were encoded.", store.found, store.computed)
 
 
 def _is_augmented(dataset: object) -> bool:

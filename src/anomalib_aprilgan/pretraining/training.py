@@ -109,14 +109,16 @@ def train(folder: Path, pairs: Pairs, schedule: Schedule, start: Start | None = 
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     towers, adapters = _begin(start, schedule.seed)
-    settings = f"{len(pairs)} pairs ({pairs.digest}), {schedule}, starting from weights {fingerprint(towers)}"
+    trained = nn.ModuleList([towers, adapters])
+    begin = fingerprint(trained)
+    settings = f"{len(pairs)} pairs ({pairs.digest}), {schedule}, losses {LOSS_WEIGHTS}, starting from weights {begin}"
     before = None
     if start is not None:
         before = copy.deepcopy(towers.visual).requires_grad_(requires_grad=False).to(device)
         towers.requires_grad_(requires_grad=False)
         towers.visual.requires_grad_(requires_grad=True)
     towers.logit_scale.requires_grad_(requires_grad=False)
-    trained = nn.ModuleList([towers, adapters]).to(device)
+    trained.to(device)
     parameters = [weight for weight in trained.parameters() if weight.requires_grad]
     optimizer = AdamW(
         [
