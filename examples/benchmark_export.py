@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 BACKBONES = {
-    "ViT-builtin": (192, (5, 6, 7, 8)),
+    "ViT-builtin": (192, (8,)),
     "ViT-B-16": (224, (3, 6, 9, 12)),
     "ViT-L-14-336": (518, (6, 12, 18, 24)),
 }

@@ -48,9 +48,9 @@ def measure(options: Namespace, category: str, k_shot: int, seed: int, folder: s
 
     seed_everything(seed, verbose=False)
     clip = {"backbone": options.backbone, "pretrained": options.pretrained, "adapter": options.adapter}
-    sizes = {"image_size": options.image_size, "window": options.window}
+    architecture = {"image_size": options.image_size, "window": options.window, "layers": options.layers}
     method = MethodOptions(largest_bank=options.largest_bank)
-    model = AprilGan(k_shot=k_shot, visualizer=False, method=method, **sizes, **clip)
+    model = AprilGan(k_shot=k_shot, visualizer=False, method=method, **architecture, **clip)
     datamodule = MVTecAD(options.root, category=category, num_workers=0)
     engine = Engine(logger=False, default_root_dir=folder, enable_progress_bar=False, enable_model_summary=False)
     (results,) = engine.test(model, datamodule=datamodule, verbose=False)
@@ -93,6 +93,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3, help="choices of references (default: 3)")
     parser.add_argument("--image_size", type=int, help="height and width of the model's input in pixels")
     parser.add_argument("--window", type=int, help="height and width of windows in pixels (default: whole images)")
+    parser.add_argument("--layers", type=int, nargs="+", help="stages with an adapter (default: those of the backbone)")
     parser.add_argument("--largest_bank", type=int, help="tokens to keep in each memory bank (default: all)")
     parser.add_argument("--backbone", help="architecture of open_clip, or ViT-builtin, which needs no download")
     parser.add_argument("--pretrained", default="auto", help="file with CLIP's weights, if there is no network")

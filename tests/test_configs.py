@@ -117,7 +117,7 @@ def test_questions_of_the_paper(name: str, models: int, sample_root: Path, tmp_p
     assert len(config["models"]) == models
     for model in config["models"].values():
         arguments = model.setdefault("init_args", {})
-        arguments |= {"backbone": "ViT-builtin", "image_size": 96}
+        arguments |= {"backbone": "ViT-builtin", "image_size": 96, "layers": [5, 6, 7, 8]}
         method = arguments.get("method", {})
         if "map_stages" in method:
             method["map_stages"] = [4 + stage // 6 for stage in method["map_stages"]]

@@ -1,5 +1,6 @@
 """The embedded CLIP: it needs no network, and open_clip can build it."""
 
+import re
 from pathlib import Path
 
 import open_clip
@@ -14,7 +15,10 @@ import anomalib_aprilgan
 from anomalib_aprilgan import AprilGan, AprilGanModel
 from anomalib_aprilgan.demo.drawing.scenes import AUXILIARY_KINDS, HELD_OUT_KINDS, KINDS
 from anomalib_aprilgan.files import embedded
+from anomalib_aprilgan.files.adapter_files import read_adapters, write_adapters
 from anomalib_aprilgan.files.embedded import (
+    ADAPTED,
+    ADAPTERS,
     BACKBONE,
     IMAGE_SIZE,
     LAYERS,
@@ -51,6 +55,24 @@ def test_a_value_that_is_another_backbones_default_is_used_too() -> None:
         AprilGan(BACKBONE, pretrained="openai")
     with pytest.raises(ValueError, match=r"`layers` to hold blocks from 1 to 8"):
         AprilGan(BACKBONE, layers=(6, 12, 18, 24))
+
+
+def test_of_a_file_with_more_stages_a_model_takes_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each adapter reads one stage, so the others are not missed."""
+    weights, origin = read_adapters(ADAPTERS)
+    assert origin.layers == ADAPTED
+    for layers in (LAYERS, (6, 8)):
+        model = AprilGanModel(BACKBONE, layers=layers, adapter=TAG)
+        assert model.trained_on == origin.trained_on
+        for stage, adapter in zip(layers, model.adapters.fc, strict=True):
+            assert torch.equal(adapter.weight, weights[f"fc.{ADAPTED.index(stage)}.weight"])
+            assert torch.equal(adapter.bias, weights[f"fc.{ADAPTED.index(stage)}.bias"])
+    assert not caplog.records
+    file = write_adapters(tmp_path / "own.safetensors", weights, origin)
+    AprilGanModel(BACKBONE, adapter=file)
+    assert re.search(r"Of the stages \(5, 6, 7, 8\) in .*own.safetensors, the model has \(8,\)", caplog.text)
+    with pytest.raises(ValueError, match=r"layers \(5, 6, 7, 8\) against the model's \(4, 8\)"):
+        AprilGanModel(BACKBONE, layers=(4, 8), adapter=TAG)
 
 
 def test_it_works_with_the_backbone_as_only_argument(sample_root: Path, tmp_path: Path) -> None:

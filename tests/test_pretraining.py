@@ -21,7 +21,7 @@ from anomalib_aprilgan.cli import main
 from anomalib_aprilgan.demo.drawing.scenes import HELD_OUT_KINDS, INVENTIONS
 from anomalib_aprilgan.demo.drawing.sheet import Scene
 from anomalib_aprilgan.files.adapter_files import read_adapters
-from anomalib_aprilgan.files.embedded import BACKBONE, IMAGE_SIZE, LAYERS, TAG
+from anomalib_aprilgan.files.embedded import ADAPTED, BACKBONE, IMAGE_SIZE, TAG
 from anomalib_aprilgan.method.adapters import StageAdapters
 from anomalib_aprilgan.method.encoders import encode_image
 from anomalib_aprilgan.method.prompts import prompt_ensemble
@@ -208,15 +208,15 @@ def test_the_losses_equal_those_of_a_simple_loop(drawn: list[Path]) -> None:
     towers = build_towers(BACKBONE, None, 64, quick_gelu=False)
     towers.visual.output_tokens = True
     torch.manual_seed(5)
-    adapters = StageAdapters(len(LAYERS), 128, 128)
+    adapters = StageAdapters(len(ADAPTED), 128, 128)
     batch = Pairs(drawn).batch(3, default_rng(5), 64, PATCH)
     values = losses(towers, adapters, batch)
     embedding, tokens = towers.visual(batch.images.flatten(0, 1))
-    stages = encode_image(towers.visual, batch.images.flatten(0, 1), LAYERS).tokens
+    stages = encode_image(towers.visual, batch.images.flatten(0, 1), ADAPTED).tokens
     images = normalize(embedding, dim=-1)
     read = [
         normalize(tokens @ towers.visual.proj, dim=-1),
-        *(normalize(adapter(stages[stage]), dim=-1) for stage, adapter in zip(LAYERS, adapters.fc, strict=True)),
+        *(normalize(adapter(stages[stage]), dim=-1) for stage, adapter in zip(ADAPTED, adapters.fc, strict=True)),
     ]
     sentences = normalize(towers.encode_text(tokenizer_of(BACKBONE)(batch.captions)), dim=-1)
 
@@ -238,9 +238,9 @@ def test_the_losses_equal_those_of_a_simple_loop(drawn: list[Path]) -> None:
     expected = torch.stack(covered).mean() / 2 + torch.stack(uncovered).mean()
     assert values["patches"] == pytest.approx(expected.item(), abs=0.02)
 
-    references = encode_image(towers.visual, batch.references, LAYERS).tokens
+    references = encode_image(towers.visual, batch.references, ADAPTED).tokens
     covered, uncovered = [], []
-    for stage, pair, patch in product(LAYERS, range(3), range(64)):
+    for stage, pair, patch in product(ADAPTED, range(3), range(64)):
         similarities = cosine_similarity(stages[stage][2 * pair + 1, patch], references[stage][pair], dim=-1)
         logit = 20 * (1 - similarities.max() - 0.15)
         part = (3 * batch.covered[pair, patch]).clamp(0.02, 0.98)
@@ -251,7 +251,7 @@ def test_the_losses_equal_those_of_a_simple_loop(drawn: list[Path]) -> None:
 
 def test_pairs_whose_defect_cannot_be_seen_do_not_train_the_image_embedding(drawn: list[Path]) -> None:
     towers = build_towers(BACKBONE, None, 48, quick_gelu=False)
-    adapters = StageAdapters(len(LAYERS), 128, 128)
+    adapters = StageAdapters(len(ADAPTED), 128, 128)
     batch = Pairs(drawn).batch(2, default_rng(0), 48, PATCH)
     seen = losses(towers, adapters, batch)
     other = batch.images.clone()
@@ -289,7 +289,7 @@ def test_the_second_round_keeps_text_features_and_image_embeddings(
 
 def test_the_losses_that_keep_the_embedding_are_0_for_the_same_tower(drawn: list[Path]) -> None:
     towers = build_towers(BACKBONE, TAG, 96, quick_gelu=False)
-    adapters = StageAdapters(len(LAYERS), 128, 128)
+    adapters = StageAdapters(len(ADAPTED), 128, 128)
     encoded = encode(towers, adapters, tokenizer_of(BACKBONE), Pairs(drawn).batch(3, default_rng(1), 96, PATCH))
     same = kept_losses(encoded, encoded.images.flatten(0, 1), TEMPERATURE)
     assert {name: value.item() for name, value in same.items()} == pytest.approx({"embedding": 0, "state": 0}, abs=1e-5)
@@ -398,7 +398,7 @@ def test_captions_of_mixed_scenes_name_nothing() -> None:
 
 def test_a_batch_without_names_has_no_contrast(drawn: list[Path]) -> None:
     towers = build_towers(BACKBONE, None, 48, quick_gelu=False)
-    adapters = StageAdapters(len(LAYERS), 128, 128)
+    adapters = StageAdapters(len(ADAPTED), 128, 128)
     batch = Pairs(drawn).batch(2, default_rng(0), 48, PATCH)._replace(is_named=torch.tensor([False, False]))
     values = losses(towers, adapters, batch)
     assert values["contrast"] == 0

@@ -437,3 +437,5 @@ def test_a_fitting_model_loads_the_published_adapters(
     assert mirror.requests == ["/folder/visa_pretrained.pth"]
     assert all(torch.equal(value, golden["adapter_before"][key]) for key, value in model.adapters.state_dict().items())
     assert model.trained_on == ("Visa",)
+    last = make_model(adapter="visa", layers=(4,), reference_layers=None)
+    assert torch.equal(last.adapters.fc[0].weight, golden["adapter_before"]["fc.1.weight"])

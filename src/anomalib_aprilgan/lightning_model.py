@@ -65,7 +65,8 @@ class AprilGan(Exportable, SetupModule, AnomalibModule):  # type: ignore[misc]  
             that of the checkpoint, else twice the window, else 518 for ViT-L-14-336, else the size that the backbone
             was made for.
         layers: Stages that get an adapter: blocks of the image tower, counted from 1, in rising order. Default: those
-            of the checkpoint, else four evenly spaced ones, for ViT-L-14-336 the paper's (6, 12, 18, 24).
+            of the checkpoint, else four evenly spaced ones, for ViT-L-14-336 the paper's (6, 12, 18, 24); with
+            ViT-builtin, the last one.
         reference_layers: Stages that are kept in memory banks. Default: those of the checkpoint, else the same as
             ``layers`` (with ViT-builtin: all).
         quick_gelu: Run CLIP with QuickGELU. The published adapters belong to GELU. Default: as the checkpoint, else no.

@@ -46,12 +46,12 @@ class AprilGanModel(AdaptedClip):
         image_size: Height and width of the images in pixels, without windows a multiple of the patch size. ``None``:
             518 for ViT-L-14-336 as in the paper, otherwise the size that the backbone was made for.
         layers: Stages with an adapter: blocks of the image tower, counted from 1, in rising order. ``None``: four
-            evenly spaced blocks, for ViT-L-14-336 (6, 12, 18, 24) as in the paper.
+            evenly spaced blocks, for ViT-L-14-336 (6, 12, 18, 24) as in the paper; with ViT-builtin, the last one.
         reference_layers: Stages that are kept in memory banks. ``None``: as ``layers`` (with ViT-builtin: all).
         quick_gelu: Use QuickGELU instead of GELU, for adapters that you train yourself. The published adapters and
             numbers were obtained with GELU, although OpenAI trained CLIP with QuickGELU.
         adapter: ``"visa"`` or ``"mvtec"`` (published, trained on that data set), ``"builtin"`` (for ViT-builtin), path
-            of an adapter file, or ``None`` for fresh adapters.
+            of an adapter file, or ``None`` for fresh adapters. A file may have more stages than ``layers``.
         method: Options that change the method, for ablation studies and large memory banks.
         window: Height and width in pixels of the windows that images are cut into, a multiple of the patch size and
             smaller than ``image_size``, whose default is then twice the window. ``None`` or 0: whole images.

@@ -4,7 +4,9 @@
 """Reading and writing of adapter files: own files, checkpoints, and the authors' files (arXiv 2305.17382)."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from anomalib_aprilgan.files.weight_files import non_finite, read_weight_file, r
 
 __all__ = ["find_adapters", "read_adapters", "refuse_foreign_state", "write_adapters"]
 
+logger = logging.getLogger(__name__)
+
 OFFICIAL_KEY = "trainable_linearlayer"
 """Key of the adapters' weights in the authors' files."""
 METADATA_KEY = "anomalib_aprilgan"
@@ -29,7 +33,7 @@ Weights = dict[str, Tensor]
 def find_adapters(
     adapter: str | Path, model: AdapterOrigin, shapes: Sequence[tuple[int, ...]]
 ) -> tuple[Weights, AdapterOrigin]:
-    """Read adapters and check that they fit a model.
+    """Read adapters and check that they fit a model. Of a file with more stages than the model's, take only those.
 
     Args:
         adapter: ``"visa"``, ``"mvtec"``, ``"builtin"``, or the path of a file, see :func:`read_adapters`.
@@ -44,17 +48,39 @@ def find_adapters(
         RuntimeError: If published adapters cannot be downloaded.
     """
     if isinstance(adapter, str) and adapter in PUBLISHED:
-        origin = PUBLISHED[adapter].origin
-        _raise_if_any(origin.conflicts_with(model), f"The published adapters {adapter!r} do", origin, model)
+        stored = PUBLISHED[adapter].origin
+        conflicts = _for_stages_of(model, stored).conflicts_with(model)
+        _raise_if_any(conflicts, f"The published adapters {adapter!r} do", stored, model)
         weights, _ = read_adapters(fetch(adapter))
     else:
-        weights, origin = read_adapters(ADAPTERS if adapter == TAG else adapter)
+        weights, stored = read_adapters(ADAPTERS if adapter == TAG else adapter)
+    origin = _for_stages_of(model, stored)
+    if origin.layers != stored.layers:
+        weights = _selected(weights, stored.layers or (), origin.layers or ())
+        if adapter not in {TAG, *PUBLISHED}:
+            message = "Of the stages %s in %s, the model has %s. Pass layers=%s to use all of them."
+            logger.warning(message, stored.layers, adapter, origin.layers, stored.layers)
     found = [tuple(weights[f"fc.{number}.weight"].shape) for number in range(len(weights) // 2)]
     conflicts = origin.conflicts_with(model)
     if found != list(shapes):
         conflicts.append(f"{_described(found)} against the model's {_described(shapes)}")
     _raise_if_any(conflicts, f"The adapters in {adapter} do", origin, model)
     return weights, origin
+
+
+def _for_stages_of(model: AdapterOrigin, stored: AdapterOrigin) -> AdapterOrigin:
+    """Return the origin of those adapters that a model needs, or that of all if it needs others too."""
+    is_part = stored.layers is not None and model.layers is not None and set(model.layers) < set(stored.layers)
+    return replace(stored, layers=model.layers) if is_part else stored
+
+
+def _selected(weights: Weights, stored: Sequence[int], wanted: Sequence[int]) -> Weights:
+    """Return the adapters of the wanted stages, numbered anew."""
+    return {
+        f"fc.{number}.{part}": weights[f"fc.{stored.index(stage)}.{part}"]
+        for number, stage in enumerate(wanted)
+        for part in ("weight", "bias")
+    }
 
 
 def refuse_foreign_state(

@@ -25,7 +25,7 @@ from anomalib_aprilgan.demo.experiment import evaluate_category
 from anomalib_aprilgan.demo.results import METRICS
 from anomalib_aprilgan.demo.sample_data import write_sample_data
 from anomalib_aprilgan.files.adapter_files import write_adapters
-from anomalib_aprilgan.files.embedded import ADAPTERS, BACKBONE, TAG, WEIGHTS
+from anomalib_aprilgan.files.embedded import ADAPTED, ADAPTERS, BACKBONE, TAG, WEIGHTS
 from anomalib_aprilgan.files.whole_files import write_file
 from anomalib_aprilgan.integration.quiet import quietly
 from anomalib_aprilgan.method.towers import Towers, tokenizer_of
@@ -42,7 +42,7 @@ __all__ = ["pretrain"]
 DRAWN_SIZE, DRAWN_SIZES = 128, (96,)
 """First round: size at which pairs are drawn, and sizes at which the CLIP sees them, in pixels."""
 
-PHOTOGRAPH_SIZE, PHOTOGRAPH_SIZES = 224, (96, 128, 128, 160, 192, 192)
+PHOTOGRAPH_SIZE, PHOTOGRAPH_SIZES = 288, (112, 160, 224, 224, 288)
 """Second round, likewise."""
 
 DRAWN_SHARE = 0.3
@@ -128,7 +128,9 @@ def _write(trained: Trained, folder: Path, trained_on: Sequence[str]) -> Start:
     weights = write_file(folder / WEIGHTS.name, save(_weights(trained.towers)))
     # TAG is the name of these weights once they are part of the package.
     origin = replace(
-        AprilGanModel(BACKBONE, weights).origin, pretrained=TAG, trained_on=tuple(dict.fromkeys(trained_on))
+        AprilGanModel(BACKBONE, weights, layers=ADAPTED).origin,
+        pretrained=TAG,
+        trained_on=tuple(dict.fromkeys(trained_on)),
     )
     return Start(weights, write_adapters(folder / ADAPTERS.name, trained.adapters.state_dict(), origin))
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, logsigmoid, normalize
 
-from anomalib_aprilgan.files.embedded import CONFIG, LAYERS
+from anomalib_aprilgan.files.embedded import ADAPTED, CONFIG
 from anomalib_aprilgan.method.adapters import StageAdapters
 from anomalib_aprilgan.method.encoders import encode_image, encode_text
 from anomalib_aprilgan.method.towers import Towers
@@ -75,20 +75,23 @@ def encode(towers: Towers, adapters: StageAdapters, tokenizer: Callable[[list[st
 
     Args:
         towers: The CLIP.
-        adapters: Linear adapters of its stages ``LAYERS``.
+        adapters: Linear adapters of its stages ``ADAPTED``.
         tokenizer: The CLIP's tokenizer.
         batch: Pairs of images with captions.
     """
     visual = towers.visual
     with torch.autocast(batch.images.device.type, torch.bfloat16):
         embedding, tokens = encode_image(visual, batch.images.flatten(0, 1).contiguous(), range(1, BLOCKS + 1))
-        projected = [visual.ln_post(tokens[BLOCKS]) @ visual.proj, *adapters([tokens[stage] for stage in LAYERS])]
+        projected = [
+            visual.ln_post(tokens[BLOCKS]) @ visual.proj,
+            *adapters([tokens[stage] for stage in ADAPTED]),
+        ]
     token_ids = tokenizer(batch.captions).to(batch.images.device)
     return Encoded(
         _in_pairs(embedding),
         _in_pairs(encode_text(towers, token_ids)),
         [_in_pairs(tokens) for tokens in projected],
-        [tokens[stage] for stage in LAYERS],
+        [tokens[stage] for stage in ADAPTED],
     )
 
 
@@ -103,8 +106,8 @@ def encode_images(visual: Towers, batch: Batch) -> Tensor:
 def encode_references(towers: Towers, batch: Batch) -> list[Tensor]:
     """Return the normalised patch tokens of the references of each stage, shape ``(B, P, width)`` each."""
     with torch.autocast(batch.references.device.type, torch.bfloat16):
-        _, tokens = encode_image(towers.visual, batch.references, LAYERS)
-    return [normalize(tokens[stage].float(), dim=-1) for stage in LAYERS]
+        _, tokens = encode_image(towers.visual, batch.references, ADAPTED)
+    return [normalize(tokens[stage].float(), dim=-1) for stage in ADAPTED]
 
 
 def image_losses(encoded: Encoded, batch: Batch, temperature: float) -> dict[str, Tensor]:

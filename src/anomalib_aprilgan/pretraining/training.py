@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
 from anomalib_aprilgan.files.adapter_files import read_adapters
-from anomalib_aprilgan.files.embedded import ADAPTERS, BACKBONE, LAYERS, TAG
+from anomalib_aprilgan.files.embedded import ADAPTED, ADAPTERS, BACKBONE, TAG
 from anomalib_aprilgan.files.weight_files import read_weight_file
 from anomalib_aprilgan.files.whole_files import write_file
 from anomalib_aprilgan.method.adapters import StageAdapters
@@ -166,7 +166,7 @@ def _begin(start: Start | None, seed: int) -> Trained:
     towers = build_towers(BACKBONE, start and start.weights, native_image_size(BACKBONE), quick_gelu=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        adapters = StageAdapters(len(LAYERS), towers.visual.conv1.out_channels, towers.visual.output_dim)
+        adapters = StageAdapters(len(ADAPTED), towers.visual.conv1.out_channels, towers.visual.output_dim)
     if start is not None:
         adapters.load_state_dict(read_adapters(ADAPTERS if start.adapters == TAG else start.adapters)[0])
     return Trained(towers, adapters)
