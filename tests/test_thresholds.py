@@ -148,7 +148,7 @@ def test_references_without_a_validation_set_the_threshold(
 
 
 def test_a_threshold_from_normal_images_tells_damaged_from_normal(engine: Engine, tmp_path: Path) -> None:
-    """The threshold is the greatest of 19 scores: by chance, six of 24 others are above it in 2% of all cases."""
+    """The threshold is the greatest of 19 scores: by chance, four of 24 others are above it in 9% of all cases."""
     seed_everything(0)
     root = (
         write_sample_data(tmp_path / "data", ("corduroy",), ("crack", "hole"), size=96, train=23, test=24) / "corduroy"
@@ -161,7 +161,7 @@ def test_a_threshold_from_normal_images_tells_damaged_from_normal(engine: Engine
     with (tmp_path / "AprilGan/latest/predictions.csv").open(newline="", encoding="utf-8") as table:
         anomalous = [row["file"] for row in csv.DictReader(table) if row["label"] == "anomalous"]
     assert sum("/good/" not in file for file in anomalous) >= 42  # of 48
-    assert sum("/good/" in file for file in anomalous) <= 5  # of 24
+    assert sum("/good/" in file for file in anomalous) <= 3  # of 24
 
 
 def leave_one_out(model: AprilGan, good: Path) -> tuple[Tensor, Tensor]:
