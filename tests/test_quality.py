@@ -168,16 +168,31 @@ def test_the_last_stage_alone_is_as_good_as_all(
         assert default.pixel > all_stages[k_shot].pixel - 0.002
 
 
-def test_all_stages_together_are_better_than_a_stage_on_average(
-    all_stages: dict[int, Quality], make_model: Callable[..., AprilGanModel], categories: dict[str, Category]
-) -> None:
-    model, alone = make_model(adapter="builtin", layers=ADAPTED), []
+@pytest.fixture(scope="module")
+def alone(make_model: Callable[..., AprilGanModel], categories: dict[str, Category]) -> list[float]:
+    """Compute the pixel AUROC of each stage alone, the mean over all kinds."""
+    model, qualities = make_model(adapter="builtin", layers=ADAPTED), []
     for kind, (_, images, _, masks) in categories.items():
         model.setup(kind)
         with torch.inference_mode():
             maps = model.stage_maps(images, model.text_features)
-        alone.append([binary_auroc(stage[:, 1].flatten(), masks.flatten()) for stage in maps])
+        qualities.append([binary_auroc(stage[:, 1].flatten(), masks.flatten()) for stage in maps])
+    return torch.tensor(qualities).mean(dim=0).tolist()
+
+
+def test_all_stages_together_are_better_than_a_stage_on_average(
+    alone: list[float], all_stages: dict[int, Quality]
+) -> None:
     assert np.mean(alone) < all_stages[0].pixel
+
+
+BETTER = pytest.mark.xfail(strict=True, reason="7 and 8 alone: pixel AUROC 0.9713, 0.9725; all together 0.9702")
+
+
+@pytest.mark.parametrize("stage", [pytest.param(stage, marks=BETTER if stage > 6 else ()) for stage in ADAPTED])
+def test_each_stage_alone_is_worse_than_all(alone: list[float], all_stages: dict[int, Quality], stage: int) -> None:
+    """The paper claims it (section 3.2). With this CLIP it is true for two of the stages."""
+    assert alone[ADAPTED.index(stage)] < all_stages[0].pixel
 
 
 @pytest.mark.slow
