@@ -359,6 +359,12 @@ def test_a_start_without_adapters_is_refused(photographs: Path, tmp_path: Path) 
         main(["pretrain", str(tmp_path), "--photographs", str(photographs), "--start", str(tmp_path)])
 
 
+def test_a_start_whose_adapters_do_not_fit_is_refused(drawn: list[Path], tmp_path: Path) -> None:
+    one_stage = AprilGanModel(BACKBONE, layers=(8,), adapter=TAG).save_adapters(tmp_path / "adapters.safetensors")
+    with pytest.raises(ValueError, match=r"layers \(8,\) against the model's \(5, 6, 7, 8\)"):
+        training.train(tmp_path, Pairs(drawn), Schedule(1, 2, 1e-4, (64,), 0), Start(TAG, one_stage))
+
+
 def test_damage_is_drawn_where_the_mask_says(photographs: Path) -> None:
     materials, rng = Materials(read_index(photographs)), default_rng(0)
     seen = set()

@@ -49,12 +49,12 @@ def find_adapters(
     """
     if isinstance(adapter, str) and adapter in PUBLISHED:
         stored = PUBLISHED[adapter].origin
-        conflicts = _for_stages_of(model, stored).conflicts_with(model)
-        _raise_if_any(conflicts, f"The published adapters {adapter!r} do", stored, model)
+        origin = _for_stages_of(model, stored)
+        _raise_if_any(origin.conflicts_with(model), f"The published adapters {adapter!r} do", stored, model)
         weights, _ = read_adapters(fetch(adapter))
     else:
         weights, stored = read_adapters(ADAPTERS if adapter == TAG else adapter)
-    origin = _for_stages_of(model, stored)
+        origin = _for_stages_of(model, stored)
     if origin.layers != stored.layers:
         weights = _selected(weights, stored.layers or (), origin.layers or ())
         if adapter not in {TAG, *PUBLISHED}:
@@ -69,7 +69,7 @@ def find_adapters(
 
 
 def _for_stages_of(model: AdapterOrigin, stored: AdapterOrigin) -> AdapterOrigin:
-    """Return the origin of those adapters that a model needs, or that of all if it needs others too."""
+    """Return the origin with the model's stages only, if the file has all of them; otherwise unchanged."""
     is_part = stored.layers is not None and model.layers is not None and set(model.layers) < set(stored.layers)
     return replace(stored, layers=model.layers) if is_part else stored
 

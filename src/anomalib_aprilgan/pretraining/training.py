@@ -17,8 +17,9 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
-from anomalib_aprilgan.files.adapter_files import read_adapters
-from anomalib_aprilgan.files.embedded import ADAPTED, ADAPTERS, BACKBONE, TAG
+from anomalib_aprilgan.files.adapter_files import find_adapters
+from anomalib_aprilgan.files.adapter_origin import AdapterOrigin
+from anomalib_aprilgan.files.embedded import ADAPTED, BACKBONE
 from anomalib_aprilgan.files.weight_files import read_weight_file
 from anomalib_aprilgan.files.whole_files import write_file
 from anomalib_aprilgan.method.adapters import StageAdapters
@@ -104,7 +105,8 @@ def train(folder: Path, pairs: Pairs, schedule: Schedule, start: Start | None = 
         The trained CLIP and adapters, on the CPU.
 
     Raises:
-        ValueError: If the folder holds the checkpoint of a training with other settings, or a damaged one.
+        ValueError: If the folder holds the checkpoint of a training with other settings, or a damaged one, or if the
+            adapters to start from do not fit the weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -168,7 +170,8 @@ def _begin(start: Start | None, seed: int) -> Trained:
         torch.manual_seed(seed)
         adapters = StageAdapters(len(ADAPTED), towers.visual.conv1.out_channels, towers.visual.output_dim)
     if start is not None:
-        adapters.load_state_dict(read_adapters(ADAPTERS if start.adapters == TAG else start.adapters)[0])
+        model = AdapterOrigin(BACKBONE, fingerprint=fingerprint(towers), quick_gelu=False, layers=ADAPTED)
+        adapters.load_state_dict(find_adapters(start.adapters, model, adapters.shapes)[0])
     return Trained(towers, adapters)
 
 
