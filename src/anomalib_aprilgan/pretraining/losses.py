@@ -55,7 +55,7 @@ BLOCKS = int(json.loads(CONFIG.read_text(encoding="utf-8"))["vision_cfg"]["layer
 
 
 class Encoded(NamedTuple):
-    """Features of ``B`` pairs with ``P`` patches, normalised but for those of the stages.
+    """Features of ``B`` pairs with ``P`` patches. All are normalised, except the tokens of the stages.
 
     Attributes:
         images: Image embeddings, shape ``(B, 2, D)``.
@@ -82,10 +82,7 @@ def encode(towers: Towers, adapters: StageAdapters, tokenizer: Callable[[list[st
     visual = towers.visual
     with torch.autocast(batch.images.device.type, torch.bfloat16):
         embedding, tokens = encode_image(visual, batch.images.flatten(0, 1).contiguous(), range(1, BLOCKS + 1))
-        projected = [
-            visual.ln_post(tokens[BLOCKS]) @ visual.proj,
-            *adapters([tokens[stage] for stage in ADAPTED]),
-        ]
+        projected = [visual.ln_post(tokens[BLOCKS]) @ visual.proj, *adapters([tokens[stage] for stage in ADAPTED])]
     token_ids = tokenizer(batch.captions).to(batch.images.device)
     return Encoded(
         _in_pairs(embedding),
